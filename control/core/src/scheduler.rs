@@ -1,0 +1,362 @@
+//! DScheduler: decides when which invocation starts, and nothing else.
+//!
+//! A struct with two verbs: [`Scheduler::handle`] and [`Scheduler::deadline`].
+
+use crate::graph::{ErrorClass, Graph, Source, StartPolicy};
+use alloc::{string::String, sync::Arc, vec::Vec};
+use dflow_proto::{InvocationId, ObjectKey, RunId, Tick};
+
+/// What a node offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// CPU tokens in thousandths of a core.
+    pub cpu_milli: u32,
+    /// Function processes that may exist at one time.
+    pub slots: u32,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A run begins. Its inputs are already in the store.
+    Submit {
+        /// Its id, never used before.
+        run: RunId,
+        /// Its checked graph.
+        graph: Arc<Graph>,
+        /// Overrides every step's start policy.
+        start: Option<StartPolicy>,
+    },
+    /// The answer to [`Effect::Evaluate`].
+    Evaluated {
+        /// The run.
+        run: RunId,
+        /// The step whose `when` or `switch` it is.
+        step: u32,
+        /// For `when`: 1 holds, 0 does not. For a switch: the index of the chosen case.
+        /// `Err` fails the step with the message.
+        result: Result<u32, String>,
+    },
+    /// The answer to [`Effect::MeasureList`].
+    ListLength {
+        /// The run.
+        run: RunId,
+        /// The foreach step.
+        step: u32,
+        /// Number of elements, or why it is no list.
+        result: Result<u32, String>,
+    },
+    /// The first byte of an object exists.
+    FirstByte(Put),
+    /// An object is complete (and, if it was not announced before, now exists).
+    Sealed(Put),
+    /// The length of a `many` port is known.
+    Pinned {
+        /// The run.
+        run: RunId,
+        /// The producer.
+        invocation: InvocationId,
+        /// Its try.
+        attempt: u32,
+        /// The output port.
+        port: u16,
+        /// Number of items.
+        count: u32,
+    },
+    /// A running invocation sleeps in a get or a reserve.
+    Blocked {
+        /// The run.
+        run: RunId,
+        /// The invocation.
+        invocation: InvocationId,
+        /// Its try.
+        attempt: u32,
+    },
+    /// It is awake again. Takes a token, on credit if there is none.
+    Resumed {
+        /// The run.
+        run: RunId,
+        /// The invocation.
+        invocation: InvocationId,
+        /// Its try.
+        attempt: u32,
+    },
+    /// An attempt is over and its process idle or gone. All its `Sealed` and `Pinned` came before.
+    Ended {
+        /// The run.
+        run: RunId,
+        /// The invocation.
+        invocation: InvocationId,
+        /// Its try.
+        attempt: u32,
+        /// How.
+        outcome: Outcome,
+    },
+    /// Someone ends the run.
+    Cancel {
+        /// The run.
+        run: RunId,
+        /// Why.
+        reason: String,
+    },
+    /// Only time has passed.
+    Wake,
+}
+
+/// An object that a running attempt puts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// Which object.
+    pub key: ObjectKey,
+    /// The attempt that puts it.
+    pub attempt: u32,
+    /// Its size in bytes (so far).
+    pub bytes: u64,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All outputs sealed and pinned.
+    Ok,
+    /// It failed.
+    Failed(Failure),
+    /// It ended since the scheduler had asked for it by [`Effect::Stop`].
+    Stopped,
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// For `retry.on`.
+    pub class: ErrorClass,
+    /// For people: what, and what to do.
+    pub message: String,
+}
+
+/// What the driver must do. An effect leaves no choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Start this attempt on a worker of the step's function. It holds a slot and (if the step
+    /// asks for CPU) a token from now on.
+    Start {
+        /// The run.
+        run: RunId,
+        /// The invocation.
+        invocation: InvocationId,
+        /// Its try, from 1.
+        attempt: u32,
+        /// Some input is not complete yet.
+        early: bool,
+    },
+    /// Have workers of this function warm: its turn comes soon.
+    Warm {
+        /// The run (whose graph names the function).
+        run: RunId,
+        /// Index of the function.
+        function: u32,
+        /// How many.
+        workers: u32,
+    },
+    /// Evaluate the step's `when` (`case` is `None`) or its switch; all that it reads is sealed or skipped.
+    Evaluate {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: u32,
+    },
+    /// Tell the length of the JSON list that the foreach step iterates; it is sealed.
+    MeasureList {
+        /// The run.
+        run: RunId,
+        /// The foreach step.
+        step: u32,
+    },
+    /// A source of a running invocation's input `input` has changed its producer attempt, got
+    /// items, been pinned or chosen: refresh its table from [`Scheduler::resolve`].
+    Relink {
+        /// The run.
+        run: RunId,
+        /// The running consumer.
+        invocation: InvocationId,
+        /// Index of the input.
+        input: u16,
+    },
+    /// End this attempt at once; answer with `Ended { outcome: Stopped }`.
+    Stop {
+        /// The run.
+        run: RunId,
+        /// The invocation.
+        invocation: InvocationId,
+        /// Its try.
+        attempt: u32,
+        /// Why, for people.
+        why: StopReason,
+    },
+    /// No one will read this object again: free it.
+    Release(ObjectKey),
+    /// A step or invocation changed its state; for people and records only.
+    Note {
+        /// The run.
+        run: RunId,
+        /// What.
+        note: Note,
+    },
+    /// The run is over; no effect names it again. Its kept outputs are pinned until the driver
+    /// releases the run by [`Scheduler::forget`].
+    RunEnded {
+        /// The run.
+        run: RunId,
+        /// How.
+        result: Result<(), RunError>,
+    },
+}
+
+/// Why an attempt is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// It read part of an attempt that died.
+    Poisoned,
+    /// The run was cancelled or failed.
+    RunOver,
+    /// It exceeded its timeout.
+    Timeout,
+}
+
+/// A change worth showing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A foreach step learnt about more items.
+    Expanded {
+        /// The step.
+        step: u32,
+        /// Items known so far.
+        items: u32,
+        /// No more will come.
+        pinned: bool,
+    },
+    /// The step was skipped.
+    Skipped {
+        /// The step.
+        step: u32,
+    },
+    /// An attempt failed and will be tried again.
+    Retrying {
+        /// The invocation.
+        invocation: InvocationId,
+        /// The attempt that failed.
+        attempt: u32,
+        /// Why.
+        failure: Failure,
+        /// When it may start again.
+        at: Tick,
+    },
+    /// An invocation failed for good.
+    Failed {
+        /// The invocation.
+        invocation: InvocationId,
+        /// The last attempt.
+        attempt: u32,
+        /// Why.
+        failure: Failure,
+        /// The run goes on (`tolerate` or `on_failure: ignore`).
+        tolerated: bool,
+    },
+    /// All invocations of the step have ended.
+    StepDone {
+        /// The step.
+        step: u32,
+    },
+}
+
+/// Why a run failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// An invocation failed for good.
+    #[error("step {step}{} failed at attempt {attempt}: {}", .item.map(|i| alloc::format!("[{i}]")).unwrap_or_default(), .failure.message)]
+    Step {
+        /// The step's name.
+        step: String,
+        /// The item, in a foreach.
+        item: Option<u32>,
+        /// The attempt.
+        attempt: u32,
+        /// Why.
+        failure: Failure,
+    },
+    /// The run's deadline passed.
+    #[error("the run exceeded its deadline of {deadline_ms} ms; unfinished: {}", .unfinished.join(", "))]
+    Deadline {
+        /// The deadline.
+        deadline_ms: u64,
+        /// Names of steps that had not ended (the first ten).
+        unfinished: Vec<String>,
+    },
+    /// Someone ended it.
+    #[error("cancelled: {0}")]
+    Cancelled(String),
+}
+
+/// What a source is at this moment, for the driver to fill tables from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// A literal of the file.
+    Const(u32),
+    /// One object.
+    Object(ObjectRef),
+    /// An ordered list of objects; `pinned` when no more will come.
+    List {
+        /// The items known so far.
+        items: Vec<ObjectRef>,
+        /// Complete.
+        pinned: bool,
+    },
+    /// The whole list of a `many` port whose producer runs: its page has the index.
+    Follow {
+        /// The producer.
+        producer: InvocationId,
+        /// Its running try.
+        attempt: u32,
+        /// The output port.
+        port: u16,
+    },
+    /// Not known yet: the producer has not started, or a switch is not decided.
+    Pending,
+    /// Skipped; the port is optional.
+    Null,
+    /// One element of the JSON list that the foreach iterates.
+    Element {
+        /// The list (never itself `Element`).
+        list: Source,
+        /// Index of the element.
+        index: u32,
+    },
+}
+
+/// One object and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectRef {
+    /// Its key.
+    pub key: ObjectKey,
+    /// Its state.
+    pub state: ObjectState,
+}
+
+/// The state of an object as the scheduler knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectState {
+    /// Its producer has not started.
+    Pending,
+    /// This attempt of its producer runs and has not sealed it yet.
+    Running {
+        /// The attempt.
+        attempt: u32,
+    },
+    /// In the store.
+    Sealed,
+}
+
+/// The scheduler of one node.
+pub struct Scheduler {
+    _private: (),
+}

@@ -1,0 +1,1 @@
+//! DStore's bookkeeping as a pure state machine.
