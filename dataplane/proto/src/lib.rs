@@ -12,5 +12,6 @@ pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod store;
+pub mod zygote;
 
 pub use ids::{InvocationId, ObjectKey, RunId, SegmentId, Tick, WorkerId};

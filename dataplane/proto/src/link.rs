@@ -46,7 +46,14 @@ pub enum Command {
         /// Where to write; at least as long as was asked.
         extent: Extent,
     },
-    /// The answer to [`Report::Reserve`] when the store can never satisfy it.
+    /// The answer to [`Report::Adopt`]: the file is now a segment of the store.
+    Adopted {
+        /// The request's number.
+        ticket: u32,
+        /// The whole file, as every worker may name it.
+        extent: Extent,
+    },
+    /// The answer to [`Report::Reserve`] or [`Report::Adopt`] when the store can never satisfy it.
     Refused {
         /// The request's number.
         ticket: u32,
@@ -157,6 +164,21 @@ pub enum Report {
         bytes: u64,
         /// Whether it must be a dedicated segment.
         file: bool,
+    },
+    /// A file that a program wrote is to become an object without being copied. Its read-only
+    /// descriptor was sent over the worker's socket before ([`FromWorker::File`]). Answered by
+    /// [`Command::Adopted`], after which the worker publishes and reports the object as any other.
+    ///
+    /// [`FromWorker::File`]: crate::zygote::FromWorker::File
+    Adopt {
+        /// Echoed in the answer; counts on the same numbers as [`Report::Reserve`].
+        ticket: u32,
+        /// Output port.
+        port: u16,
+        /// Item of a `many` port, else 0.
+        item: u32,
+        /// Length of the file; the node checks it.
+        bytes: u64,
     },
     /// The watermark of an object left 0: readers may start.
     FirstByte {
