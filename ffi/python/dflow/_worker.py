@@ -1,0 +1,100 @@
+"""The loop of a function process: take an invocation, call the handler, say how it ended."""
+
+import gc
+import sys
+import traceback
+
+from . import _lib
+from ._errors import DflowError
+
+# What of an error travels to the node, in bytes: a message on the link has a limit, and the interesting parts are
+# how the message begins and where the traceback ends.
+MESSAGE_BYTES_MAX = 3 << 10
+TRACEBACK_BYTES_MAX = 8 << 10
+
+_PACKAGE = __package__ + "."
+
+
+def _clip(text, limit, keep_end=False):
+    data = text.encode("utf-8", "replace")
+    if len(data) <= limit:
+        return data
+    if keep_end:
+        return b"[...]\n" + data[-limit:].decode("utf-8", "ignore").encode()
+    return data[:limit].decode("utf-8", "ignore").encode() + b" [...]"
+
+
+def describe(error):
+    """``(name, message)`` of an exception as bytes: the class name, then the text with the user's traceback."""
+    name = type(error).__name__
+    if isinstance(error, MemoryError):
+        name = "MemoryError"
+    try:
+        text = _clip(str(error) or name, MESSAGE_BYTES_MAX)
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+            frames = frames.tb_next
+        if frames is None and isinstance(error, DflowError):
+            return name.encode(), text
+        lines = traceback.format_exception(type(error), error, frames)
+        return name.encode(), text + b"\n" + _clip("".join(lines), TRACEBACK_BYTES_MAX, keep_end=True)
+    except Exception as second:  # A __str__ that raises, or no memory left: the class name must still arrive.
+        return name.encode(), f"{name} (its text could not be made: {type(second).__name__})".encode()
+
+
+def _flush():
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # Closed or replaced by the function: its own business.
+
+
+def _end_of(plans, handler, invocation):
+    """Run one invocation and return the arguments of ``Worker.end``."""
+    try:
+        plan = plans.get(invocation.shape)
+        if plan is None:
+            # Few shapes exist (a step, with or without its optional inputs); the bound is for what nobody foresees.
+            if len(plans) >= 64:
+                plans.clear()
+            plan = plans[invocation.shape] = handler.bind(invocation.inputs(), invocation.outputs())
+        plan.call(invocation)
+    except SystemExit as exit_:
+        code = exit_.code
+        if code is None or code == 0:
+            return _lib.OK, 0, b"", b""
+        if isinstance(code, int):
+            return _lib.EXIT, code, b"", b""
+        return (_lib.ERROR, 0, *describe(exit_))
+    except BaseException as error:
+        return (_lib.ERROR, 0, *describe(error))
+    return _lib.OK, 0, b"", b""
+
+
+def _kept_views(invocation):
+    """Whether the function kept views of shared memory, which would soon show other data."""
+    if not invocation.close():
+        return False
+    gc.collect()  # An exception's frames, or another cycle, may hold the last one.
+    if not invocation.views_alive():
+        return False
+    print(
+        "dflow: the function kept a view of an input or output after it returned: copy what outlives the "
+        "invocation with bytes(view). This process will not be used again.",
+        file=sys.stderr,
+    )
+    return True
+
+
+def run(worker, handler):
+    """Serve invocations until the node retires this process."""
+    plans = {}
+    while True:
+        invocation = worker.next()
+        if invocation is None:
+            return
+        how, code, name, message = _end_of(plans, handler, invocation)
+        tainted = _kept_views(invocation)
+        _flush()
+        worker.end(invocation, how, code, name, message, tainted)
