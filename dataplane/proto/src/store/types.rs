@@ -380,7 +380,9 @@ pub struct Stats {
     pub arena_bytes: u64,
     /// Granted of it.
     pub arena_used_bytes: u64,
-    /// Most that was granted at one time.
+    /// Not granted of it.
+    pub arena_free_bytes: u64,
+    /// Most that was granted at one time (an upper bound: the peaks of its two zones added).
     pub arena_peak_bytes: u64,
     /// Largest extent that could be granted at once.
     pub arena_largest_free_bytes: u64,
