@@ -39,21 +39,16 @@ pub enum PortKind {
 pub enum Command {
     /// Execute the function once. The worker answers with reports and at last [`Report::Ended`].
     Invoke(Invoke),
-    /// The answer to [`Report::Reserve`]: an extent to write, page-aligned.
+    /// The answer to [`Report::Reserve`] and [`Report::Extend`]: an extent to write, page-aligned.
+    /// And to [`Report::Adopt`]: the whole file, as every worker may name it.
     Granted {
         /// The request's number.
         ticket: u32,
         /// Where to write; at least as long as was asked.
         extent: Extent,
     },
-    /// The answer to [`Report::Adopt`]: the file is now a segment of the store.
-    Adopted {
-        /// The request's number.
-        ticket: u32,
-        /// The whole file, as every worker may name it.
-        extent: Extent,
-    },
-    /// The answer to [`Report::Reserve`] or [`Report::Adopt`] when the store can never satisfy it.
+    /// The answer to [`Report::Reserve`], [`Report::Extend`] or [`Report::Adopt`] when the store can
+    /// never satisfy it.
     Refused {
         /// The request's number.
         ticket: u32,
@@ -165,18 +160,23 @@ pub enum Report {
         /// Whether it must be a dedicated segment.
         file: bool,
     },
+    /// The allotment is full: another one like it is needed, for any number of small outputs and item
+    /// indexes (its first page stays unused). Answered as [`Report::Reserve`]; closed with the
+    /// allotment when the invocation has ended.
+    Extend {
+        /// Echoed in the answer; counts on the same numbers as [`Report::Reserve`].
+        ticket: u32,
+        /// Size in bytes.
+        bytes: u64,
+    },
     /// A file that a program wrote is to become an object without being copied. Its read-only
     /// descriptor was sent over the worker's socket before ([`FromWorker::File`]). Answered by
-    /// [`Command::Adopted`], after which the worker publishes and reports the object as any other.
+    /// [`Command::Granted`], after which the worker publishes and reports the object as any other.
     ///
     /// [`FromWorker::File`]: crate::zygote::FromWorker::File
     Adopt {
         /// Echoed in the answer; counts on the same numbers as [`Report::Reserve`].
         ticket: u32,
-        /// Output port.
-        port: u16,
-        /// Item of a `many` port, else 0.
-        item: u32,
         /// Length of the file; the node checks it.
         bytes: u64,
     },

@@ -1,6 +1,6 @@
 //! A growing array in shared memory: chunks of fixed-size entries, each chunk naming the next.
 //!
-//! Chunks double up to [`CHUNK_BYTES_MAX`], so that a million entries take some twenty steps to
+//! Chunks double up to [`CHUNK_BYTES_MAX`], so that a million entries take some forty steps to
 //! find and nothing is ever moved under a reader. Used for the item index of a `many` port
 //! (written by a worker) and for list inputs (written by the node). A reader trusts nothing in a
 //! chunk's header: each hop is bounds-checked and the number of hops is limited.
@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 use dflow_proto::ids::{Extent, SegmentId};
 
 /// A chunk is at most this long, in bytes.
-pub const CHUNK_BYTES_MAX: u64 = 4 << 20;
+pub const CHUNK_BYTES_MAX: u64 = 1 << 20;
 
 /// A reader follows at most this many chunks: enough for a million entries that begin small.
 const HOPS_MAX: usize = 256;

@@ -185,6 +185,12 @@ impl Segment {
         Ok(Window { map: Map::new(self, libc::PROT_NONE, true)? })
     }
 
+    /// Cuts the file to `bytes`, for the writer of a dedicated segment before it publishes the object.
+    /// The node makes the length final with [`Segment::fix_size`].
+    pub fn cut(&self, bytes: u64) -> io::Result<()> {
+        if bytes == self.file_bytes()? { Ok(()) } else { self.truncate(bytes) }
+    }
+
     fn truncate(&self, bytes: u64) -> io::Result<()> {
         let length = libc::off_t::try_from(bytes)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "longer than a file can be"))?;
@@ -425,6 +431,12 @@ impl PartMut {
                 from.len(),
             );
         }
+    }
+
+    /// `bytes` bytes of it from `at` on. Panics if they are not inside or not 8-byte aligned.
+    pub fn sub(&self, at: usize, bytes: usize) -> PartMut {
+        assert!(at.is_multiple_of(8) && at.checked_add(bytes).is_some_and(|end| end <= self.bytes));
+        PartMut { part: Part { map: self.map.clone(), offset: self.offset + at, bytes } }
     }
 
     /// Sets all bytes to zero.
