@@ -37,12 +37,8 @@ class OutputRefused(DflowError):
     """The store can never give the memory an output asks for."""
 
 
-class InputPoisoned(DflowError):
-    """The attempt that produced an input died after part of it had been read; the node runs this again."""
-
-
 class InputFailed(DflowError):
-    """The step that produces an input has failed."""
+    """An input will never be complete, or its first part is void: what produced it has failed. Just return."""
 
 
 class Misuse(DflowError, RuntimeError):

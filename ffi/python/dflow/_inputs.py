@@ -14,6 +14,8 @@ from ._errors import BindError, DecodeError
 
 T = TypeVar("T")
 
+_EMPTY = memoryview(b"")
+
 # How far `readline` looks ahead at first; it doubles while no line end turns up.
 LINE_WINDOW_BYTES = 8192
 
@@ -41,8 +43,10 @@ class StreamReader(io.RawIOBase):
         Blocks until they exist; shorter only at the end of the object.
         """
         self._checkClosed()
+        if n == 0:
+            return _EMPTY
         everything = n is None or n < 0
-        view, _ = self._invocation.read(self._index, self._item, self._position, None if everything else n)
+        view = self._invocation.read(self._index, self._item, self._position, None if everything else n)
         if not everything and len(view) > n:
             view = view[:n]
         self._position += len(view)
@@ -51,7 +55,7 @@ class StreamReader(io.RawIOBase):
     def chunks(self, bytes_max=None):
         """Yield memoryviews of what appears, each as soon as there is any of it and at most ``bytes_max`` long."""
         while True:
-            view, _ = self._invocation.read(self._index, self._item, self._position, 1)
+            view = self._invocation.read(self._index, self._item, self._position, 1)
             if not len(view):
                 return
             if bytes_max is not None and len(view) > bytes_max:
@@ -86,7 +90,7 @@ class StreamReader(io.RawIOBase):
         target = memoryview(buffer).cast("B")
         if not len(target):
             return 0
-        view, _ = self._invocation.read(self._index, self._item, self._position, 1)
+        view = self._invocation.read(self._index, self._item, self._position, 1)
         n = min(len(view), len(target))
         target[:n] = view[:n]
         self._position += n
@@ -97,13 +101,13 @@ class StreamReader(io.RawIOBase):
         self._checkClosed()
         window, want = LINE_WINDOW_BYTES, 1
         while True:
-            view, sealed = self._invocation.read(self._index, self._item, self._position, want)
+            view = self._invocation.read(self._index, self._item, self._position, want)
             # Only the window is copied, so that a reader of lines stays linear in a large sealed object.
             head = bytes(view[:window])
             end = head.find(b"\n") + 1
             if not end and 0 <= limit <= len(head):
                 end = limit
-            if not end and sealed and len(head) == len(view):
+            if not end and len(view) < want:
                 end = len(head)
             if end or not len(view) or limit == 0:
                 break
@@ -119,7 +123,7 @@ class StreamReader(io.RawIOBase):
         if whence == io.SEEK_CUR:
             offset += self._position
         elif whence == io.SEEK_END:
-            view, _ = self._invocation.read(self._index, self._item, 0, None)
+            view = self._invocation.read(self._index, self._item, 0, None)
             offset += len(view)
         elif whence != io.SEEK_SET:
             raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
@@ -139,12 +143,6 @@ class StreamReader(io.RawIOBase):
     def seekable(self):
         """True: all that was written stays readable."""
         return True
-
-    @property
-    def available(self):
-        """Bytes that can be read now without blocking."""
-        view, _ = self._invocation.read(self._index, self._item, self._position, 0)
-        return len(view)
 
 
 #: As an annotation, ``Stream`` asks for the input as a StreamReader; in ``outputs=`` it declares a stream port.
@@ -170,10 +168,7 @@ class Many(Sequence, Generic[T]):
             start, length, step = position.start or 0, position.stop, position.step or 1
             if length is not None and length >= 0 and start >= 0 and step > 0:
                 # A bounded slice needs no length unless it reaches past the end.
-                known, pinned = self._invocation.known(self._index)
-                if pinned:
-                    length = known
-                elif known < length and self._invocation.item(self._index, length - 1) is None:
+                if length and self._invocation.item(self._index, length - 1) is None:
                     length = len(self)
             else:
                 length = len(self)
@@ -201,15 +196,6 @@ class Many(Sequence, Generic[T]):
 
     def __bool__(self):
         return self._invocation.item(self._index, 0) is not None
-
-    @property
-    def known(self):
-        """How many items exist so far, without blocking."""
-        return self._invocation.known(self._index)[0]
-
-    def __repr__(self):
-        known, pinned = self._invocation.known(self._index)
-        return f"<dflow.Many of {known} items{'' if pinned else ' so far'}>"
 
 
 class Lazy(Generic[T]):
@@ -295,7 +281,8 @@ def _item_maker(name, type_, annotation):
     if annotation is StreamReader:
 
         def make_stream(invocation, index, position):
-            if invocation.read(index, position, 0, 0) is None:
+            # No byte means an empty item or none at all; only the latter is the end.
+            if not len(invocation.read(index, position, 0, 1)) and invocation.item(index, position) is None:
                 return _END
             return StreamReader(invocation, index, position)
 

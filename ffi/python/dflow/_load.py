@@ -28,20 +28,20 @@ def _import_file(path):
     return module
 
 
-def load(handler, directory):
+def load(handler, folders):
     """The callable that ``handler`` names: ``file.py:function`` or ``package.module:function``.
 
-    A file is relative to ``directory``, which also goes on ``sys.path``. Raises what the import raises, and
-    BindError if there is no such function.
+    ``folders`` go in front of ``sys.path``; a file is looked for in them, then in the current folder. Raises what
+    the import raises, and BindError if there is no such function.
     """
     place, colon, name = handler.rpartition(":")
     if not colon or not place or not name:
         raise BindError(f"handler {handler!r} is not of the form file.py:function or module:function")
-    directory = os.path.abspath(directory or ".")
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
+    folders = [os.path.abspath(folder) for folder in folders]
+    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
     if place.endswith(".py") or "/" in place:
-        module = _import_file(os.path.join(directory, place))
+        candidates = [os.path.join(folder, place) for folder in (*folders, os.getcwd())]
+        module = _import_file(next(filter(os.path.isfile, candidates), candidates[0]))
     else:
         module = importlib.import_module(place)
     target = module

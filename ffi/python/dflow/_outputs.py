@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from types import GeneratorType
 
 from . import _ports as ports
-from ._errors import EncodeError, Misuse, NoSuchPort, nearest
+from ._errors import EncodeError, Misuse, NoSuchPort, OutputRefused, OutputTooLarge, nearest
 
 
 def _plain(value):
@@ -78,20 +78,20 @@ class Buffer:
     After the seal the memory is no longer writable: a stray write ends the process, by design.
     """
 
-    __slots__ = ("view", "_invocation", "_index", "_item", "_sealed")
+    __slots__ = ("view", "_invocation", "_index", "_sealed")
 
     def __init__(self, invocation, index, size):
         self._invocation = invocation
         self._index = index
         self._sealed = False
-        self.view, self._item = invocation.reserve(index, size)
+        self.view = invocation.reserve(index, size)
 
     def __len__(self):
         return len(self.view)
 
     def commit(self, n):
         """Let readers have the first ``n`` bytes; they must not change from now on."""
-        self._invocation.commit(self._index, self._item, n)
+        self._invocation.commit(self._index, n)
 
     def seal(self, n=None):
         """Complete the object with its first ``n`` bytes, by default all that was reserved."""
@@ -101,7 +101,7 @@ class Buffer:
             n = len(self.view)
         self._sealed = True
         self.view = _EMPTY
-        self._invocation.seal(self._index, self._item, n)
+        self._invocation.seal(self._index, n)
 
     def __enter__(self):
         return self
@@ -114,45 +114,76 @@ class Buffer:
 _EMPTY = memoryview(b"")
 
 
+# Address space a stream of undeclared size may fill, in bytes. Only what is written takes memory for long.
+STREAM_BYTES_DEFAULT = 64 << 20
+
+
 class StreamWriter:
     """A file-like writer of one output object: ``Context.writer`` makes it.
 
-    What is written to a stream port can be read downstream at once. ``close`` completes the object; as a context
-    manager that happens at the end, unless there was an exception.
+    What is written to a stream port can be read downstream at once; on other ports it is collected and put at the
+    end. ``close`` completes the object; as a context manager that happens at the end, unless there was an exception.
     """
 
     def __init__(self, invocation, index, port):
         self._invocation = invocation
         self._index = index
+        self._port = port
+        # A document is written in pieces of text, not of documents.
         self._encode = ENCODERS[ports.TEXT if port.type == ports.JSON else port.type]
-        self._name = port.name
         self._written = 0
-        # Items of a `many` port are sealed in order of their puts, so an item of unknown size is collected first.
-        self._collected = bytearray() if port.kind == ports.MANY else None
+        self._collected = None if port.kind == ports.STREAM else bytearray()
+        self._memory = None
         self.closed = False
 
     def write(self, data):
         """Append bytes, a buffer or str (as UTF-8). Returns how many bytes that was."""
         if self.closed:
-            raise ValueError(f"the writer of port {self._name!r} is closed")
-        with memoryview(self._encode(data, self._name)) as view:
+            raise ValueError(f"the writer of port {self._port.name!r} is closed")
+        with memoryview(self._encode(data, self._port.name)) as view:
             n = view.nbytes
-            if self._collected is not None:
+            if not n:
+                return 0
+            if self._collected is None:
+                self._publish(view, n)
+            else:
                 self._collected += view
-            elif n:
-                self._invocation.append(self._index, view)
         self._written += n
         return n
+
+    def _publish(self, view, n):
+        end = self._written + n
+        if self._memory is None:
+            self._memory = self._room(n)
+        if end > len(self._memory):
+            raise OutputTooLarge(
+                f"output {self._port.name!r} has reached {end} bytes and may have {len(self._memory)}: "
+                f"declare a larger max_size for it in the workflow"
+            )
+        self._memory[self._written : end] = view.cast("B") if view.c_contiguous else view.tobytes()
+        self._invocation.commit(self._index, end)
+
+    def _room(self, n):
+        """Memory for the whole stream. Its size must be chosen now, as what readers have seen cannot move."""
+        size = self._port.bytes_max or max(STREAM_BYTES_DEFAULT, n)
+        while True:
+            try:
+                return self._invocation.reserve(self._index, size)
+            except OutputRefused:
+                if self._port.bytes_max or size // 2 < n:
+                    raise
+                size //= 2
 
     def close(self):
         """Complete the object."""
         if self.closed:
             return
         self.closed = True
-        if self._collected is not None:
-            self._invocation.put(self._index, self._collected)
+        if self._memory is None:
+            self._invocation.put(self._index, self._collected or b"")
         else:
-            self._invocation.finish(self._index)
+            self._memory = _EMPTY
+            self._invocation.seal(self._index, self._written)
 
     def tell(self):
         """Bytes written so far."""

@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 # How the bytes of a port are to be read (``type`` in the workflow file).
 BYTES, TEXT, JSON = 0, 1, 2
-TYPE_NAMES = ("bytes", "text", "json")
 
 # What an input is in one invocation.
-READY, NULL, ONE, LIST = 0, 1, 2, 3
+NULL, ONE, LIST = 0, 1, 2
 
 # The shape of an output.
 PLAIN, STREAM, MANY = 0, 1, 2
@@ -26,3 +25,5 @@ class OutputPort(NamedTuple):
     name: str
     type: int
     kind: int
+    #: Declared limit of one object in bytes, 0 for none.
+    bytes_max: int = 0

@@ -4,13 +4,14 @@ import gc
 import sys
 import traceback
 
-from . import _lib
 from ._errors import DflowError
 
 # What of an error travels to the node, in bytes: a message on the link has a limit, and the interesting parts are
 # how the message begins and where the traceback ends.
 MESSAGE_BYTES_MAX = 3 << 10
 TRACEBACK_BYTES_MAX = 8 << 10
+
+PLANS_MAX = 64
 
 _PACKAGE = __package__ + "."
 
@@ -50,26 +51,34 @@ def _flush():
             pass  # Closed or replaced by the function: its own business.
 
 
-def _end_of(plans, handler, invocation):
-    """Run one invocation and return the arguments of ``Worker.end``."""
+def _execute(plans, handler, invocation):
+    """Run one invocation and return the call of the worker that reports its end."""
     try:
         plan = plans.get(invocation.shape)
         if plan is None:
             # Few shapes exist (a step, with or without its optional inputs); the bound is for what nobody foresees.
-            if len(plans) >= 64:
+            if len(plans) >= PLANS_MAX:
                 plans.clear()
             plan = plans[invocation.shape] = handler.bind(invocation.inputs(), invocation.outputs())
         plan.call(invocation)
     except SystemExit as exit_:
-        code = exit_.code
-        if code is None or code == 0:
-            return _lib.OK, 0, b"", b""
-        if isinstance(code, int):
-            return _lib.EXIT, code, b"", b""
-        return (_lib.ERROR, 0, *describe(exit_))
+        if isinstance(exit_.code, int) and exit_.code != 0:
+            code = exit_.code & 0xFF  # As the kernel would.
+            return lambda worker: worker.end_exit(code)
+        if exit_.code is not None and exit_.code != 0:
+            return _end_error(exit_)
     except BaseException as error:
-        return (_lib.ERROR, 0, *describe(error))
-    return _lib.OK, 0, b"", b""
+        return _end_error(error)
+    return _end_ok
+
+
+def _end_error(error):
+    name, message = describe(error)
+    return lambda worker: worker.end_error(name, message)
+
+
+def _end_ok(worker):
+    worker.end()
 
 
 def _kept_views(invocation):
@@ -94,7 +103,8 @@ def run(worker, handler):
         invocation = worker.next()
         if invocation is None:
             return
-        how, code, name, message = _end_of(plans, handler, invocation)
-        tainted = _kept_views(invocation)
+        end = _execute(plans, handler, invocation)
+        if _kept_views(invocation):
+            worker.taint()
         _flush()
-        worker.end(invocation, how, code, name, message, tainted)
+        end(worker)

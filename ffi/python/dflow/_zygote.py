@@ -24,51 +24,55 @@ def _fresh_worker():
         numpy_random.seed()
 
 
-def _work(zygote, handler):
-    """The life of a worker; returns its exit status."""
-    worker = zygote.child()
-    _fresh_worker()
-    _worker.run(worker, handler)
-    return 0
-
-
-def _serve(zygote, handler):
-    while zygote.next():
+def _work(worker, handler):
+    """The life of a worker; does not return."""
+    status = 1
+    try:
+        _fresh_worker()
+        _worker.run(worker, handler)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # No exit handlers: they are the zygote's, and must not run once for each worker.
         try:
-            pid = os.fork()
-        except OSError as error:
-            zygote.forked(-error.errno)
-            continue
-        if pid:
-            zygote.forked(pid)
-            continue
-        status = 1
-        try:
-            status = _work(zygote, handler)
-        except BaseException:
-            traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
         finally:
-            # No exit handlers: they are the zygote's, and must not run once for each worker.
-            try:
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(status)
+            os._exit(status)
+
+
+def _own_flags(arguments):
+    """``(handler, folders)``: the flags among the node's that Python reads itself. The library checks the others."""
+    handler, folders = "", []
+    for flag, value in zip(arguments[::2], arguments[1::2]):
+        if flag == "--":
+            break
+        if flag == "--handler":
+            handler = value
+        elif flag == "--path":
+            folders.append(value)
+    return handler, folders
 
 
 def main(arguments):
     """Load, then serve until the node is gone. Returns the exit status."""
+    if not arguments:
+        print("usage: python3 -m dflow._zygote LIBDFLOW FLAGS (a node starts this)", file=sys.stderr)
+        return 2
     # Ctrl-C in the terminal reaches the whole foreground group: the node decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
-    zygote = _lib.Zygote(arguments)
-    sys.argv = [zygote.option("handler") or "dflow"]
+    library, *flags = arguments
+    zygote = _lib.Zygote(_lib.Library(library), flags)
+    name, folders = _own_flags(flags)
+    sys.argv = [name]
     try:
-        handler = _bind.Handler(_load.load(zygote.option("handler") or "", zygote.option("dir")))
+        handler = _bind.Handler(_load.load(name, folders))
     except BaseException as error:
         _, message = _worker.describe(error)
         text, _, trace = message.partition(b"\n")
-        zygote.load_failed(type(error).__name__.encode() + b": " + text, trace)
+        zygote.failed(type(error).__name__.encode() + b": " + text, trace)
         return 1
     if threading.active_count() > 1:
         print(
@@ -77,11 +81,13 @@ def main(arguments):
             file=sys.stderr,
         )
     sys.stdout.flush()
+    sys.stderr.flush()
     # What the import made is shared with all workers: a collection in a worker must not touch (and copy) it.
     gc.collect()
     gc.freeze()
-    zygote.loaded()
-    _serve(zygote, handler)
+    worker = zygote.serve()
+    if worker is not None:
+        _work(worker, handler)
     return 0
 
 

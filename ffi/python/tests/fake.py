@@ -41,8 +41,10 @@ class Null:
 class FakeInvocation:
     """``inputs``: (name, type, value) with bytes, a list of bytes (or of Growing), Growing, a Many or Null.
 
-    ``outputs``: (name, type, kind). What was put is in ``put_values`` by name: bytes, or a list for `many`.
+    ``outputs``: (name, type, kind[, bytes_max]). What was put is in ``put_values`` by name: bytes, or a list for `many`.
     """
+
+    store_bytes = 1 << 30
 
     def __init__(self, inputs=(), outputs=(), shape=1):
         self.run, self.workflow, self.step, self.item_index, self.attempt = 7, "flow", "count", 3, 1
@@ -62,7 +64,7 @@ class FakeInvocation:
             return ports.NULL
         if isinstance(value, ManyFake):
             return ports.LIST
-        return ports.READY if isinstance(value, bytes) else ports.ONE
+        return ports.ONE
 
     def get(self, index):
         self._check_open()
@@ -85,24 +87,20 @@ class FakeInvocation:
         items.wait(lambda: False)
         return len(items.parts)
 
-    def known(self, index):
-        items = self._inputs[index][2]
-        return len(items.parts), items.ended
-
     def read(self, index, item, offset, least):
         self._check_open()
         value = self._inputs[index][2]
         if isinstance(value, ManyFake):
             view = self.item(index, item)
-            return None if view is None else (view[offset:], True)
+            return memoryview(b"") if view is None else view[offset:]
         if isinstance(value, bytes):
-            return memoryview(value)[offset:], True
-        value.wait(lambda: least is not None and sum(map(len, value.parts)) >= offset + least)
-        return memoryview(b"".join(value.parts))[offset:], value.ended
+            return memoryview(value)[offset:]
+        value.wait(lambda: least is not None and sum(map(len, value.parts)) >= offset + max(least, 1))
+        return memoryview(b"".join(value.parts))[offset:]
 
     def put(self, index, data):
         self._check_open()
-        name, _, kind = self._outputs[index]
+        name, _, kind = self._outputs[index][:3]
         if kind == ports.MANY:
             self.put_values.setdefault(name, []).append(bytes(data))
         elif name in self.put_values:
@@ -110,28 +108,21 @@ class FakeInvocation:
         else:
             self.put_values[name] = bytes(data)
 
-    def append(self, index, data):
-        self._check_open()
-        name = self._outputs[index][0]
-        if name in self.put_values:
-            raise errors.PutTwice(f"output {name!r} is put already")
-        self.watermarks.setdefault(name, []).append(bytes(data))
-
-    def finish(self, index):
-        self.put(index, b"".join(self.watermarks.get(self._outputs[index][0], [])))
-
     def reserve(self, index, count):
         self._check_open()
-        item = len([key for key in self._reserved if key[0] == index])
-        memory = self._reserved[index, item] = bytearray(count)
-        return memoryview(memory), item
+        if index in self._reserved:
+            raise errors.Misuse("one reservation at a time")
+        if count > self.store_bytes:
+            raise errors.OutputRefused(f"the store has {self.store_bytes} bytes")
+        memory = self._reserved[index] = bytearray(count)
+        return memoryview(memory)
 
-    def commit(self, index, item, count):
-        assert count <= len(self._reserved[index, item])
+    def commit(self, index, count):
+        assert count <= len(self._reserved[index])
         self.watermarks.setdefault(self._outputs[index][0], []).append(count)
 
-    def seal(self, index, item, count):
-        memory = self._reserved[index, item]
+    def seal(self, index, count):
+        memory = self._reserved.pop(index)
         if count > len(memory):
             raise errors.OutputTooLarge(f"{count} bytes do not fit the reserve of {len(memory)}")
         self.put(index, memory[:count])

@@ -32,23 +32,23 @@ class Load(unittest.TestCase):
     def test_by_file_and_by_module(self):
         self.write("loadable_one.py", "def f(): return 'file'")
         self.write("loadable_pkg/inner.py", "class C:\n    @staticmethod\n    def f(): return 'module'")
-        self.assertEqual(load("loadable_one.py:f", self.folder)(), "file")
-        self.assertEqual(load("loadable_pkg.inner:C.f", self.folder)(), "module")
+        self.assertEqual(load("loadable_one.py:f", [self.folder])(), "file")
+        self.assertEqual(load("loadable_pkg.inner:C.f", [self.folder])(), "module")
 
     def test_a_file_imports_its_neighbours(self):
         self.write("sub/loadable_two.py", "import loadable_helper\nf = loadable_helper.f")
         self.write("sub/loadable_helper.py", "def f(): return 2")
-        self.assertEqual(load("sub/loadable_two.py:f", self.folder)(), 2)
+        self.assertEqual(load("sub/loadable_two.py:f", [self.folder])(), 2)
 
     def test_a_file_named_like_a_library_module_does_not_replace_it(self):
         self.write("json.py", "def f(): return 3")
         before = sys.modules["json"]
-        self.assertEqual(load("json.py:f", self.folder)(), 3)
+        self.assertEqual(load("json.py:f", [self.folder])(), 3)
         self.assertIs(sys.modules["json"], before)
 
     def test_what_the_module_defines_can_be_pickled(self):
         self.write("loadable_three.py", "import pickle\nclass P: pass\ndef f(): return pickle.loads(pickle.dumps(P()))")
-        self.assertEqual(type(load("loadable_three.py:f", self.folder)()).__name__, "P")
+        self.assertEqual(type(load("loadable_three.py:f", [self.folder])()).__name__, "P")
 
     def test_mistakes(self):
         self.write("loadable_four.py", "def transcode(): pass\nN = 1")
@@ -64,7 +64,7 @@ class Load(unittest.TestCase):
         ]
         for handler, error, text in cases:
             with self.assertRaisesRegex(error, text, msg=handler):
-                load(handler, self.folder)
+                load(handler, [self.folder])
 
 
 if __name__ == "__main__":

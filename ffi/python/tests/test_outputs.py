@@ -123,7 +123,30 @@ class Yielding(unittest.TestCase):
             yield b"cd"
 
         out = call(f, [], [("out", BYTES, STREAM)])
-        self.assertEqual((out.watermarks["out"], out.put_values["out"]), ([b"ab", b"cd"], b"abcd"))
+        self.assertEqual((out.watermarks["out"], out.put_values["out"]), ([2, 4], b"abcd"))
+
+    def test_room_of_a_stream(self):
+        def chunks(n):
+            return lambda: iter([b"x" * n])
+
+        self.assertEqual(put_by(chunks(3), ("out", BYTES, STREAM, 3)), {"out": b"xxx"})
+        with self.assertRaisesRegex(dflow.OutputTooLarge, "reached 4 bytes and may have 3.*max_size"):
+            put_by(chunks(4), ("out", BYTES, STREAM, 3))
+        self.assertEqual(put_by(chunks(0), ("out", BYTES, STREAM)), {"out": b""})
+
+    def test_a_small_store_gives_a_stream_less_room(self):
+        small = FakeInvocation([], [("out", BYTES, STREAM)])
+        small.store_bytes = 1 << 20
+        Handler(lambda: iter([b"ab"])).bind([], small.outputs()).call(small)
+        self.assertEqual(small.put_values, {"out": b"ab"})
+        small = FakeInvocation([], [("out", BYTES, STREAM)])
+        small.store_bytes = 1
+        with self.assertRaises(dflow.OutputRefused):
+            Handler(lambda: iter([b"ab"])).bind([], small.outputs()).call(small)
+
+    def test_chunks_of_a_plain_port_are_joined(self):
+        out = call(lambda: iter([b"a", b"", "b"]), [], [OUT])
+        self.assertEqual((out.put_values, out.watermarks), ({"out": b"ab"}, {}))
 
     def test_generator_beside_other_outputs(self):
         def f():
@@ -163,15 +186,16 @@ class InPlace(unittest.TestCase):
         self.assertEqual(put_by(f, OUT), {"out": b"abc"})
 
     def test_with_seals_unless_it_fails(self):
-        def f(ctx):
-            with self.assertRaises(KeyError):
-                with ctx.reserve("out", 2):
-                    raise KeyError
+        def works(ctx):
             with ctx.reserve("out", 2) as buffer:
                 buffer.view[:] = b"ok"
             self.assertEqual(len(buffer), 0)
 
-        self.assertEqual(put_by(f, OUT), {"out": b"ok"})
+        def fails(ctx):
+            with self.assertRaises(KeyError), ctx.reserve("out", 2):
+                raise KeyError
+
+        self.assertEqual((put_by(works, OUT), put_by(fails, OUT)), ({"out": b"ok"}, {}))
 
     def test_many_items_can_be_reserved(self):
         def f(ctx):
