@@ -10,7 +10,7 @@ from ._errors import BindError, nearest
 
 def _import_file(path):
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"the handler's file {path} does not exist")
+        raise BindError(f"the handler's file {path} does not exist")
     stem = os.path.splitext(os.path.basename(path))[0]
     folder = os.path.dirname(path)
     if folder not in sys.path:

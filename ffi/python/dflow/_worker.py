@@ -1,6 +1,8 @@
 """The loop of a function process: take an invocation, call the handler, say how it ended."""
 
 import gc
+import importlib
+import os
 import sys
 import traceback
 
@@ -13,7 +15,8 @@ TRACEBACK_BYTES_MAX = 8 << 10
 
 PLANS_MAX = 64
 
-_PACKAGE = __package__ + "."
+# Where frames lie that tell a function's author nothing.
+_OURS = (os.path.dirname(__file__) + os.sep, importlib.__file__, "<frozen ")
 
 
 def _clip(text, limit, keep_end=False):
@@ -33,9 +36,9 @@ def describe(error):
     try:
         text = _clip(str(error) or name, MESSAGE_BYTES_MAX)
         frames = error.__traceback__
-        while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OURS):
             frames = frames.tb_next
-        if frames is None and isinstance(error, DflowError):
+        if frames is None and isinstance(error, (DflowError, ImportError)):
             return name.encode(), text
         lines = traceback.format_exception(type(error), error, frames)
         return name.encode(), text + b"\n" + _clip("".join(lines), TRACEBACK_BYTES_MAX, keep_end=True)

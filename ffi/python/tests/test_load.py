@@ -58,7 +58,7 @@ class Load(unittest.TestCase):
             ("", dflow.BindError, "not of the form"),
             ("loadable_four.py:transcod", dflow.BindError, "did you mean 'transcode'"),
             ("loadable_four.py:N", dflow.BindError, "of type int, not a function"),
-            ("nowhere.py:f", FileNotFoundError, "does not exist"),
+            ("nowhere.py:f", dflow.BindError, "does not exist"),
             ("nowhere_at_all:f", ModuleNotFoundError, "nowhere_at_all"),
             ("loadable_five.py:f", ValueError, "at import"),
         ]
