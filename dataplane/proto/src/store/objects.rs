@@ -255,6 +255,7 @@ impl Store {
             Place::Queued(_) => unreachable!("memory is asked for only while leased"),
         }
         self.objects.remove(&id);
+        self.changes += 1;
     }
 
     /// Changes an object and keeps the sums of its grant right.
