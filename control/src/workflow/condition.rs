@@ -80,6 +80,12 @@ pub enum ConditionError {
         /// The type of the result.
         got: String,
     },
+    /// A switch without a default, none of whose cases holds.
+    #[error("no case of switch `{step}` holds: add `{{default: true, value: ...}}` as the last one")]
+    NoCase {
+        /// The step.
+        step: String,
+    },
 }
 
 impl CompiledCondition {

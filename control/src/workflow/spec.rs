@@ -124,6 +124,8 @@ pub struct InputSpec {
     pub name: String,
     /// Its type.
     pub ty: ValueType,
+    /// The type of the elements of a `list`.
+    pub items: ValueType,
     /// For people.
     pub description: String,
     /// The encoded value when the caller gives none; `None` if the caller must give one.
@@ -152,7 +154,7 @@ pub struct Constant {
 }
 
 /// How a function is run. Equal functions share a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FunctionSpec {
     /// Its name; for one declared inside a step, the step's (or the built-in's).
     pub name: String,
@@ -173,7 +175,7 @@ pub struct FunctionSpec {
 }
 
 /// A declared input of a function.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParamSpec {
     /// Its name.
     pub name: String,
@@ -184,14 +186,16 @@ pub struct ParamSpec {
 }
 
 /// A declared output of a function.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortSpec {
     /// Its name.
     pub name: String,
     /// Its type.
     pub ty: ValueType,
+    /// The type of the elements of a `list`.
+    pub items: ValueType,
     /// Plain, stream or many.
-    pub kind: PortKindKey,
+    pub kind: PortKind,
     /// Expected size of one object in bytes, 0 if unknown.
     pub hint_bytes: u64,
     /// Largest size of one object in bytes, 0 for no limit.
@@ -200,30 +204,8 @@ pub struct PortSpec {
     pub items_max: u32,
 }
 
-/// [`PortKind`] that can be hashed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum PortKindKey {
-    /// One object, readable once sealed.
-    #[default]
-    Plain,
-    /// One object, readable while it grows.
-    Stream,
-    /// An ordered list of objects.
-    Many,
-}
-
-impl From<PortKindKey> for PortKind {
-    fn from(kind: PortKindKey) -> PortKind {
-        match kind {
-            PortKindKey::Plain => PortKind::Plain,
-            PortKindKey::Stream => PortKind::Stream,
-            PortKindKey::Many => PortKind::Many,
-        }
-    }
-}
-
 /// What runs a function.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Runtime {
     /// A Python callable, imported before the fork.
     Python {
@@ -272,7 +254,7 @@ impl Runtime {
 }
 
 /// Where a Python function is defined.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PythonModule {
     /// `package.module`, imported by name.
     Name(String),
@@ -281,7 +263,7 @@ pub enum PythonModule {
 }
 
 /// A function that is part of DFlow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Builtin {
     /// Reads its inputs with a checksum, sleeps or computes, writes random bytes.
     Synthetic,
@@ -310,14 +292,14 @@ impl Builtin {
 /// An input of a scalar type ([`ValueType::is_scalar`]) is replaced by its text, any other by the
 /// path of a file with its bytes, an output by the path to write (a directory for a `many` port).
 /// A word that is nothing but the placeholder of a list becomes one word for each of its items.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Template {
     /// Its parts, to be joined.
     pub parts: Vec<TemplatePart>,
 }
 
 /// A part of a [`Template`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TemplatePart {
     /// As it is.
     Text(String),
@@ -328,7 +310,7 @@ pub enum TemplatePart {
 }
 
 /// How many workers of a function there are, and for how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSpec {
     /// Workers kept warm though idle.
     pub min_warm: u32,
