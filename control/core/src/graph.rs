@@ -4,7 +4,13 @@
 //! edges form no cycle, and edges come only from references ([`Source`]) and `after`.
 
 use alloc::{boxed::Box, string::String, vec::Vec};
+pub(crate) use check::Edges;
+pub use check::GraphError;
 pub use dflow_proto::link::{PortKind, PortType};
+pub use order::Reader;
+
+mod check;
+mod order;
 
 /// Index of a step.
 pub type StepIndex = u32;

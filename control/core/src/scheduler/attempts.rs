@@ -1,0 +1,537 @@
+//! Attempts: when they may start, how they end, what comes after.
+
+use super::plan::{Keep, NONE, Over, Role};
+use super::pool::Entry;
+use super::run::{Ask, Cx, Ending, Fate, Known, Phase, RUN, Run, flag};
+use super::{Effect, Failure, Note, Outcome, RunError, StopReason};
+use crate::graph::{ErrorClass, OnFailure, Retry, Source, StartPolicy, Tolerate};
+use alloc::{format, string::ToString, vec::Vec};
+use dflow_proto::{InvocationId, Tick, limits::ATTEMPTS_MAX};
+
+impl Run {
+    /// Whether the invocation may start now.
+    fn may_start(&self, step: u32, item: u32) -> bool {
+        let state = &self.steps[step as usize];
+        let plan = &self.plan.steps[step as usize];
+        if state.fate != Fate::Runs || state.after > 0 || item >= state.items || self.ending.is_some() {
+            return false;
+        }
+        let instance = &state.invocations[item as usize];
+        let foreach = plan.over != Over::Nothing;
+        let policy = self.policy(step);
+        if foreach && !instance.is(flag::ITEM) {
+            let begun = match plan.over {
+                Over::Gather(p) => {
+                    let of = &self.steps[self.plan.ports[p as usize].step as usize];
+                    of.invocations.get(item as usize).is_some_and(|i| i.phase == Phase::Running)
+                }
+                _ => false,
+            };
+            if !(policy == StartPolicy::Eager && begun) {
+                return false;
+            }
+        }
+        // A null input is no input.
+        let inputs = plan.inputs - state.nulls;
+        match policy {
+            StartPolicy::Eager => true,
+            StartPolicy::FirstByte => inputs == 0 || state.exist > 0 || plan.item_inputs > 0,
+            StartPolicy::First(k) => {
+                let sealed = if instance.is(flag::ITEM_SEALED) { plan.item_inputs } else { 0 };
+                state.complete + sealed >= k.min(inputs + plan.item_inputs)
+            }
+            StartPolicy::AllReady => !self.is_early(step, item),
+        }
+    }
+
+    /// Whether some input is not complete.
+    fn is_early(&self, step: u32, item: u32) -> bool {
+        let foreach = self.plan.steps[step as usize].over != Over::Nothing;
+        let item = || self.steps[step as usize].invocations[item as usize].is(flag::ITEM_SEALED);
+        !self.shared_complete(step) || (foreach && !item())
+    }
+
+    /// Whether the foreach item was left out of its list.
+    fn is_left_out(&self, step: u32, item: u32) -> bool {
+        let Over::Gather(p) = self.plan.steps[step as usize].over else { return false };
+        let of = &self.steps[self.plan.ports[p as usize].step as usize];
+        item < of.items && matches!(of.invocations[item as usize].phase, Phase::Failed | Phase::LeftOut)
+    }
+
+    /// Puts an invocation in line, takes it out again, or promotes it, as its inputs are now.
+    pub(super) fn check_ready(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
+        if item >= self.steps[step as usize].invocations.len() as u32 {
+            return;
+        }
+        if item < self.steps[step as usize].items {
+            self.check_left_out(step, item, cx);
+        }
+        let (ready, early) = (self.may_start(step, item), self.is_early(step, item));
+        let (home, function) = (self.home, self.plan.steps[step as usize].function);
+        let invocation = &mut self.steps[step as usize].invocations[item as usize];
+        match invocation.phase {
+            Phase::Waiting if ready => {
+                if invocation.attempt >= ATTEMPTS_MAX {
+                    let message = format!("it was started {ATTEMPTS_MAX} times, since what it reads failed again and again");
+                    let class = ErrorClass::Error("TooManyAttempts".to_string());
+                    return self.fail_for_good(InvocationId { step, item }, Failure { class, message }, cx);
+                }
+                invocation.phase = Phase::Ready;
+                cx.pool.ready += 1;
+                self.enqueue(step, item, early, cx);
+            }
+            Phase::Ready if !ready => {
+                invocation.phase = Phase::Waiting;
+                cx.pool.ready -= 1;
+            }
+            Phase::Ready if invocation.is(flag::EARLY) != early => self.enqueue(step, item, early, cx),
+            Phase::Running if invocation.is(flag::EARLY) && !early => {
+                invocation.flags &= !flag::EARLY;
+                cx.pool.promote(home, function);
+            }
+            _ => {}
+        }
+    }
+
+    fn check_left_out(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
+        let out = self.is_left_out(step, item);
+        let state = &mut self.steps[step as usize];
+        let invocation = &mut state.invocations[item as usize];
+        match invocation.phase {
+            Phase::Waiting | Phase::Ready | Phase::Backoff if out => {
+                cx.pool.ready -= u32::from(invocation.phase == Phase::Ready);
+                invocation.phase = Phase::LeftOut;
+                state.ended += 1;
+                state.left += 1;
+                self.timer(InvocationId { step, item }, None, cx);
+                self.item_left(step, item);
+                self.agenda.push(Ask::Settled(step));
+            }
+            Phase::LeftOut if !out => {
+                invocation.phase = Phase::Waiting;
+                state.ended -= 1;
+                state.left -= 1;
+                self.item_left(step, item);
+            }
+            _ => {}
+        }
+    }
+
+    fn enqueue(&mut self, step: u32, item: u32, early: bool, cx: &mut Cx<'_>) {
+        self.tickets = self.tickets.wrapping_add(1);
+        let plan = &self.plan.steps[step as usize];
+        let entry = Entry {
+            rank: plan.rank,
+            seq: self.seq,
+            step,
+            item,
+            ticket: self.tickets,
+            slot: self.slot,
+            graph: self.home,
+            function: plan.function,
+            cpu_milli: cx.pool.clamp(self.graph.steps[step as usize].cpu_milli),
+            early,
+        };
+        let state = &mut self.steps[step as usize];
+        let invocation = &mut state.invocations[item as usize];
+        invocation.ticket = entry.ticket;
+        invocation.flags = if early { invocation.flags | flag::EARLY } else { invocation.flags & !flag::EARLY };
+        match &mut state.each {
+            Some(each) if state.running.len() >= plan.parallel_max as usize => each.gate.park(entry),
+            _ => cx.pool.line.push(entry),
+        }
+    }
+
+    /// Whether the entry still stands for its invocation.
+    pub(super) fn is_current(&self, entry: &Entry) -> bool {
+        self.seq == entry.seq
+            && self.ending.is_none()
+            && self.steps[entry.step as usize].invocations.get(entry.item as usize).is_some_and(|invocation| {
+                invocation.phase == Phase::Ready && invocation.ticket == entry.ticket
+            })
+    }
+
+    /// Whether the step may have one more running; else the entry is parked until it may.
+    pub(super) fn has_place(&mut self, entry: &Entry) -> bool {
+        let most = self.plan.steps[entry.step as usize].parallel_max;
+        let state = &mut self.steps[entry.step as usize];
+        match &mut state.each {
+            Some(each) if state.running.len() >= most as usize => {
+                each.gate.park(*entry);
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// Lets the next of the step's parked instances try.
+    pub(super) fn unpark(&mut self, step: u32, cx: &mut Cx<'_>) {
+        if let Some(each) = &mut self.steps[step as usize].each {
+            each.gate.unpark(&mut cx.pool.line);
+        }
+    }
+
+    /// Starts the invocation of an entry that is current and whose means are there.
+    pub(super) fn start(&mut self, entry: &Entry, cx: &mut Cx<'_>) {
+        let (step, item) = (entry.step, entry.item);
+        let id = InvocationId { step, item };
+        cx.pool.ready -= 1;
+        cx.pool.take(entry.graph, entry.function, entry.cpu_milli, entry.early);
+        let state = &mut self.steps[step as usize];
+        let invocation = &mut state.invocations[item as usize];
+        invocation.phase = Phase::Running;
+        invocation.attempt += 1;
+        invocation.flags = (invocation.flags | flag::TOKEN) & !flag::TIMED_OUT;
+        invocation.place = state.running.len() as u32;
+        let attempt = invocation.attempt;
+        state.running.push(item);
+        self.running += 1;
+        let timeout_ms = self.graph.steps[step as usize].timeout_ms;
+        if timeout_ms > 0 {
+            self.timer(id, Some(cx.now.after_ms(timeout_ms)), cx);
+        }
+        cx.effects.push(Effect::Start { run: self.id, invocation: id, attempt, early: entry.early });
+        self.begun(step, cx);
+        let plan = self.plan.clone();
+        for p in plan.ports_of(step) {
+            for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
+                self.agenda.push(Ask::Ready(reader.step, item));
+            }
+            self.relink(p, Some(item), cx);
+        }
+    }
+
+    /// A running invocation sleeps, or is awake again.
+    pub(super) fn blocked(&mut self, id: InvocationId, attempt: u32, blocked: bool, cx: &mut Cx<'_>) {
+        let Some(invocation) = self.invocation(id) else { return };
+        let alive = matches!(invocation.phase, Phase::Running | Phase::Stopping) && invocation.attempt == attempt;
+        if !alive || invocation.is(flag::TOKEN) != blocked {
+            return;
+        }
+        invocation.flags ^= flag::TOKEN;
+        let cpu_milli = cx.pool.clamp(self.graph.steps[id.step as usize].cpu_milli);
+        if blocked {
+            cx.pool.blocked += 1;
+            cx.pool.give(cpu_milli);
+        } else {
+            cx.pool.blocked -= 1;
+            cx.pool.borrow(cpu_milli);
+        }
+    }
+
+    /// An attempt is over.
+    pub(super) fn ended(&mut self, id: InvocationId, attempt: u32, outcome: Outcome, cx: &mut Cx<'_>) {
+        let Some(invocation) = self.invocation(id) else { return };
+        let phase = invocation.phase;
+        if invocation.attempt != attempt || !matches!(phase, Phase::Running | Phase::Stopping) {
+            return;
+        }
+        let (flags, place) = (invocation.flags, invocation.place);
+        let cpu_milli = cx.pool.clamp(self.graph.steps[id.step as usize].cpu_milli);
+        if flags & flag::TOKEN != 0 {
+            cx.pool.give(cpu_milli);
+        } else {
+            cx.pool.blocked -= 1;
+        }
+        cx.pool.leave(self.home, self.plan.steps[id.step as usize].function, flags & flag::EARLY != 0);
+        self.timer(id, None, cx);
+        let state = &mut self.steps[id.step as usize];
+        state.running.swap_remove(place as usize);
+        if let Some(&moved) = state.running.get(place as usize) {
+            state.invocations[moved as usize].place = place;
+        }
+        self.running -= 1;
+        self.unpark(id.step, cx);
+        if phase == Phase::Stopping {
+            self.steps[id.step as usize].invocations[id.item as usize].phase = Phase::Waiting;
+            return self.agenda.push(Ask::Ready(id.step, id.item));
+        }
+        let failure = match outcome {
+            Outcome::Ok => match self.missing_output(id, cx) {
+                None => return self.ended_well(id, cx),
+                Some(failure) => failure,
+            },
+            Outcome::Failed(failure) => failure,
+            Outcome::Stopped if flags & flag::TIMED_OUT != 0 => {
+                let limit_ms = self.graph.steps[id.step as usize].timeout_ms;
+                let message = format!("it exceeded its timeout of {limit_ms} ms: raise the step's timeout, or see where it waits");
+                Failure { class: ErrorClass::Timeout, message }
+            }
+            Outcome::Stopped => Failure { class: ErrorClass::Crash, message: "it ended without a result".to_string() },
+        };
+        self.failed(id, failure, cx);
+    }
+
+    /// An output that an attempt left unsealed though it claims success; lists are pinned here if need be.
+    fn missing_output(&mut self, id: InvocationId, cx: &mut Cx<'_>) -> Option<Failure> {
+        let plan = self.plan.clone();
+        for p in plan.ports_of(id.step) {
+            let complete = match plan.ports[p as usize].keep {
+                Keep::One(o) => {
+                    let at = id.item as usize * plan.steps[id.step as usize].ones as usize + o as usize;
+                    let known = self.steps[id.step as usize].objects[at].known;
+                    !matches!(known, Known::Nothing | Known::Exists)
+                }
+                Keep::List(l) => {
+                    let list = &self.steps[id.step as usize].lists[l as usize];
+                    let items = list.items.len() as u32;
+                    if !list.pinned {
+                        self.pin_list(id, p, l, items, cx);
+                    }
+                    self.ports[p as usize].sealed == items
+                }
+                Keep::Alias | Keep::Unread | Keep::RunInput(_) => true,
+            };
+            if !complete {
+                let port = &self.graph.steps[id.step as usize].outputs[plan.ports[p as usize].port as usize];
+                let message = format!("it ended without having put all of its output {}: put and seal it before the end", port.name);
+                return Some(Failure { class: ErrorClass::Error("OutputMissing".to_string()), message });
+            }
+        }
+        None
+    }
+
+    fn ended_well(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
+        let plan = self.plan.clone();
+        let state = &mut self.steps[id.step as usize];
+        state.invocations[id.item as usize].phase = Phase::Ended;
+        state.ended += 1;
+        if state.unsettled > 0 {
+            if state.each.is_none() {
+                self.drop_early(id.step, cx);
+            } else if self.may_drop_items(id.step) {
+                self.drop_item(id.step, id.item, false, cx);
+            }
+        } else if state.each.is_some() {
+            self.drop_item(id.step, id.item, false, cx);
+        }
+        if plan.steps[id.step as usize].lists > 0 {
+            for p in plan.ports_of(id.step) {
+                self.relink_whole(p, cx);
+            }
+        }
+        self.agenda.push(Ask::Settled(id.step));
+    }
+
+    fn failed(&mut self, id: InvocationId, failure: Failure, cx: &mut Cx<'_>) {
+        let graph = self.graph.clone();
+        let step = &graph.steps[id.step as usize];
+        let run = self.id.0;
+        let over = self.ending.is_some();
+        let Some(invocation) = self.invocation(id) else { return };
+        invocation.failures = invocation.failures.saturating_add(1);
+        let (failures, attempt) = (u32::from(invocation.failures), invocation.attempt);
+        let again = failures <= step.retry.retries_max && attempt < ATTEMPTS_MAX && retries(&step.retry, &failure.class);
+        if !again || over {
+            return self.fail_for_good(id, failure, cx);
+        }
+        let wait_us = backoff_us(&step.retry, failures, (run, id, attempt));
+        let at = Tick(cx.now.0.saturating_add(wait_us));
+        invocation.phase = Phase::Backoff;
+        self.timer(id, Some(at), cx);
+        self.note(Note::Retrying { invocation: id, attempt, failure, at }, cx);
+        let deterministic = step.function().is_some_and(|f| graph.functions[f as usize].deterministic);
+        if deterministic {
+            self.keep_outputs(id.step, id.item, cx);
+        } else {
+            self.withdraw(id.step, id.item, cx);
+        }
+    }
+
+    /// No further attempt: a tolerated item is left out, else the step fails.
+    fn fail_for_good(&mut self, id: InvocationId, failure: Failure, cx: &mut Cx<'_>) {
+        let graph = self.graph.clone();
+        let step = &graph.steps[id.step as usize];
+        let state = &mut self.steps[id.step as usize];
+        let invocation = &mut state.invocations[id.item as usize];
+        let attempt = invocation.attempt;
+        invocation.phase = Phase::Failed;
+        state.ended += 1;
+        state.failed += 1;
+        state.left += 1;
+        let tolerated = step.on_failure == OnFailure::Ignore
+            || step.foreach.as_ref().is_some_and(|each| match each.tolerate {
+                Tolerate::Count(most) => state.failed <= most,
+                Tolerate::Percent(share) => {
+                    !state.pinned || u64::from(state.failed) * 100 <= u64::from(share) * u64::from(state.items)
+                }
+            });
+        self.note(Note::Failed { invocation: id, attempt, failure: failure.clone(), tolerated }, cx);
+        self.withdraw(id.step, id.item, cx);
+        if self.ending.is_some() {
+            return;
+        }
+        match &mut self.steps[id.step as usize].each {
+            None => self.fail_on_data(id.step, Some((id, attempt)), failure, cx),
+            Some(each) => {
+                each.failure.get_or_insert((id.item, attempt, failure));
+                self.agenda.push(Ask::Settled(id.step));
+                self.item_left(id.step, id.item);
+                self.judge(id.step, cx);
+            }
+        }
+    }
+
+    /// A timer of the run has come.
+    pub(super) fn wake(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
+        if id == RUN {
+            self.deadline = Tick(0);
+            let unfinished = self.steps.iter().zip(&self.graph.steps).filter(|(state, _)| !state.resolved);
+            let error = RunError::Deadline {
+                deadline_ms: self.graph.policy.deadline_ms,
+                unfinished: unfinished.take(10).map(|(_, step)| step.name.clone()).collect(),
+            };
+            return self.end(error, false, cx);
+        }
+        let run = self.id;
+        let Some(invocation) = self.invocation(id) else { return };
+        invocation.timer = Tick(0);
+        let attempt = invocation.attempt;
+        match invocation.phase {
+            Phase::Backoff => {
+                invocation.phase = Phase::Waiting;
+                self.agenda.push(Ask::Ready(id.step, id.item));
+            }
+            Phase::Running => {
+                invocation.flags |= flag::TIMED_OUT;
+                cx.effects.push(Effect::Stop { run, invocation: id, attempt, why: StopReason::Timeout });
+            }
+            _ => {}
+        }
+    }
+
+    /// The run fails: nothing starts any more, and what runs is stopped unless it may `finish`.
+    pub(super) fn end(&mut self, error: RunError, finish: bool, cx: &mut Cx<'_>) {
+        match &mut self.ending {
+            Some(ending) if ending.finish && !finish => ending.finish = false,
+            Some(_) => return,
+            None => self.ending = Some(Ending { error, finish, running: Vec::new() }),
+        }
+        let mut running = Vec::new();
+        for s in 0..self.steps.len() as u32 {
+            for item in 0..self.steps[s as usize].invocations.len() as u32 {
+                let id = InvocationId { step: s, item };
+                let invocation = &mut self.steps[s as usize].invocations[item as usize];
+                match invocation.phase {
+                    Phase::Ready => {
+                        invocation.phase = Phase::Waiting;
+                        cx.pool.ready -= 1;
+                    }
+                    Phase::Backoff => {
+                        invocation.phase = Phase::Waiting;
+                        self.timer(id, None, cx);
+                    }
+                    Phase::Running if finish => running.push(id),
+                    Phase::Running => self.stop(id, cx),
+                    _ => {}
+                }
+            }
+        }
+        if let Some(ending) = &mut self.ending {
+            ending.running = running;
+        }
+    }
+
+    fn stop(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
+        let run = self.id;
+        let Some(invocation) = self.invocation(id) else { return };
+        invocation.phase = Phase::Stopping;
+        if !invocation.is(flag::TIMED_OUT) {
+            let attempt = invocation.attempt;
+            cx.effects.push(Effect::Stop { run, invocation: id, attempt, why: StopReason::RunOver });
+        }
+    }
+
+    /// While a failed run lets its started invocations end: stops those that wait for what will never start.
+    pub(super) fn stop_starved(&mut self, cx: &mut Cx<'_>) {
+        let Some(ending) = &mut self.ending else { return };
+        if !ending.finish {
+            return;
+        }
+        let mut running = core::mem::take(&mut ending.running);
+        loop {
+            let before = running.len();
+            running.retain(|&id| {
+                let runs = self.invocation(id).is_some_and(|i| i.phase == Phase::Running);
+                if runs && self.is_starved(id) {
+                    self.stop(id, cx);
+                    return false;
+                }
+                runs
+            });
+            if running.len() == before {
+                break;
+            }
+        }
+        if let Some(ending) = &mut self.ending {
+            ending.running = running;
+        }
+    }
+
+    fn is_starved(&self, id: InvocationId) -> bool {
+        self.graph.steps[id.step as usize].inputs.iter().any(|input| match input.source {
+            Source::Item => match self.plan.steps[id.step as usize].over {
+                Over::Many(p) | Over::Gather(p) => {
+                    let sealed = self.steps[id.step as usize].invocations[id.item as usize].is(flag::ITEM_SEALED);
+                    !sealed && !self.is_running(self.plan.ports[p as usize].step, self.item_at(p, id.item).0)
+                }
+                Over::Nothing | Over::Json(_) => false,
+            },
+            _ => self.is_out_of_reach(&input.source),
+        })
+    }
+
+    fn is_running(&self, step: u32, item: u32) -> bool {
+        self.steps[step as usize].invocations.get(item as usize).is_some_and(|i| i.phase == Phase::Running)
+    }
+
+    /// Whether a source is incomplete and some of it is not being produced.
+    fn is_out_of_reach(&self, source: &Source) -> bool {
+        let Some(mut step) = source.step() else { return false };
+        let Some(mut p) = self.plan.source_port(source) else { return false };
+        while self.plan.steps[step as usize].function == NONE {
+            if self.steps[step as usize].fate == Fate::Skipped {
+                return false;
+            }
+            let Some(choice) = self.choice(step) else { return true };
+            let (Some(next), Some(q)) = (choice.step(), self.plan.source_port(choice)) else { return false };
+            (step, p) = (next, q);
+        }
+        let state = &self.steps[step as usize];
+        if state.fate == Fate::Skipped || self.ports[p as usize].complete {
+            return false;
+        }
+        let Keep::One(o) = self.plan.ports[p as usize].keep else { return !self.is_running(step, 0) };
+        let ones = self.plan.steps[step as usize].ones as usize;
+        let there = |item: u32| {
+            let object = &state.objects[item as usize * ones + o as usize];
+            let out = matches!(state.invocations[item as usize].phase, Phase::Failed | Phase::LeftOut);
+            out || matches!(object.known, Known::Sealed | Known::Freed) || self.is_running(step, item)
+        };
+        !state.pinned || !(0..state.items).all(there)
+    }
+}
+
+fn retries(retry: &Retry, class: &ErrorClass) -> bool {
+    retry.on.iter().any(|on| *on == ErrorClass::All || on == class)
+}
+
+/// Microseconds to wait after failure number `failures` (from 1), varied by who waits.
+fn backoff_us(retry: &Retry, failures: u32, who: (u64, InvocationId, u32)) -> u64 {
+    let most_us = if retry.backoff_ms_max == 0 { u64::MAX } else { retry.backoff_ms_max.saturating_mul(1000) };
+    let factor = if retry.factor_milli == 0 { 1000 } else { u64::from(retry.factor_milli) };
+    let mut wait_us = retry.backoff_ms.saturating_mul(1000).min(most_us);
+    for _ in 1..failures {
+        wait_us = (wait_us.saturating_mul(factor) / 1000).min(most_us);
+    }
+    let (run, id, attempt) = who;
+    let mut hash = run ^ (u64::from(id.step) << 32 | u64::from(id.item)).rotate_left(17) ^ u64::from(attempt) << 48;
+    // splitmix64's finaliser: neighbours must not wait alike.
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^= hash >> 31;
+    let jitter = u64::from(retry.jitter_milli.min(1000));
+    let most = wait_us / 1000 * jitter;
+    let off = if most == 0 { 0 } else { hash % (2 * most + 1) };
+    wait_us.saturating_add(off).saturating_sub(most).min(most_us)
+}

@@ -1,0 +1,576 @@
+//! What becomes of steps: certain to run, skipped, wider, settled.
+
+use super::plan::{Keep, NONE, Over, Role, because};
+use super::run::{Ask, Cx, Fate, Invocation, Object, Phase, Run, flag};
+use super::{Effect, Failure, Note, RunError};
+use crate::graph::{ErrorClass, Foreach, OnFailure, Source, StartPolicy, StepKind, Tolerate};
+use alloc::{format, string::String, string::ToString};
+use dflow_proto::InvocationId;
+
+impl Run {
+    pub(super) fn note(&self, note: Note, cx: &mut Cx<'_>) {
+        cx.effects.push(Effect::Note { run: self.id, note });
+    }
+
+    /// A step runs for certain when its condition holds and nothing it needs can be skipped by a condition.
+    pub(super) fn decide_fate(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let state = &self.steps[step as usize];
+        if state.fate != Fate::Unknown || !state.decided || state.undecided > 0 {
+            return;
+        }
+        let plan = self.plan.clone();
+        let switch = plan.steps[step as usize].function == NONE;
+        if switch {
+            match self.choice(step).and_then(Source::step).map(|of| self.steps[of as usize].fate) {
+                Some(Fate::Unknown) => return,
+                Some(Fate::Skipped) => return self.agenda.push(Ask::Skip(step)),
+                Some(Fate::Runs) | None => {}
+            }
+        }
+        self.steps[step as usize].fate = Fate::Runs;
+        if switch {
+            let alias = plan.port(step, 0);
+            self.agenda.push(Ask::Port(alias));
+            self.agenda.push(Ask::Settled(step));
+            self.relink(alias, None, cx);
+            self.begun(step, cx);
+        } else {
+            self.measure(step, cx);
+            self.agenda.push(Ask::ReadyAll(step));
+            self.agenda.push(Ask::Settled(step));
+        }
+        for dependent in plan.dependents(step) {
+            let state = &mut self.steps[dependent.step as usize];
+            if dependent.because & because::REQUIRED != 0 {
+                state.undecided -= 1;
+                self.agenda.push(Ask::Fate(dependent.step));
+            }
+            if dependent.because & because::VALUE != 0 {
+                self.agenda.push(Ask::Fate(dependent.step));
+            }
+            if dependent.because & because::ASK != 0 && !plan.steps[step as usize].late_skip {
+                self.steps[dependent.step as usize].conditions -= 1;
+                self.evaluate(dependent.step, cx);
+            }
+        }
+    }
+
+    /// Asks the driver for the step's decision once all that it looks at is final.
+    pub(super) fn evaluate(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let state = &mut self.steps[step as usize];
+        if !state.decided && !state.asked && state.conditions == 0 && state.fate == Fate::Unknown && self.ending.is_none()
+        {
+            state.asked = true;
+            cx.effects.push(Effect::Evaluate { run: self.id, step });
+        }
+    }
+
+    /// The driver's decision.
+    pub(super) fn evaluated(&mut self, step: u32, result: Result<u32, String>, cx: &mut Cx<'_>) {
+        let Some(state) = self.steps.get_mut(step as usize) else { return };
+        if !state.asked || state.decided {
+            return;
+        }
+        let result = match result {
+            Ok(result) => result,
+            Err(message) => {
+                let class = ErrorClass::Error("Condition".to_string());
+                return self.fail_step(step, None, class, message, cx);
+            }
+        };
+        let graph = self.graph.clone();
+        match &graph.steps[step as usize].kind {
+            StepKind::Call(_) => {
+                self.drop_decision_holds(step, cx);
+                self.agenda.push(if result == 0 { Ask::Skip(step) } else { Ask::Fate(step) });
+            }
+            StepKind::Switch(cases) => {
+                let chosen = if (result as usize) < cases.len() { result } else { NONE };
+                self.steps[step as usize].chosen = chosen;
+                self.drop_decision_holds(step, cx);
+                if chosen == NONE {
+                    return self.agenda.push(Ask::Skip(step));
+                }
+                for p in self.plan.ports_of(step) {
+                    self.agenda.push(Ask::Free(p));
+                }
+                self.agenda.push(Ask::Fate(step));
+            }
+        }
+    }
+
+    /// Lets go of what a decision read, and of the branches that a switch did not choose.
+    fn drop_decision_holds(&mut self, step: u32, _cx: &mut Cx<'_>) {
+        self.steps[step as usize].decided = true;
+        let graph = self.graph.clone();
+        let chosen = self.steps[step as usize].chosen;
+        let mut drop = |source: &Source| {
+            if let Some(p) = self.plan.source_port(source) {
+                self.drop_hold(p);
+            }
+        };
+        graph.steps[step as usize].conditions(|condition| condition.reads.iter().for_each(&mut drop));
+        if let StepKind::Switch(cases) = &graph.steps[step as usize].kind {
+            cases.iter().enumerate().filter(|(i, _)| *i as u32 != chosen).for_each(|(_, case)| drop(&case.value));
+        }
+    }
+
+    /// Asks the driver for the length of the JSON list once it is final.
+    fn measure(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let Over::Json(of) = self.plan.steps[step as usize].over else { return };
+        let settled = of == NONE || self.steps[of as usize].resolved;
+        let state = &mut self.steps[step as usize];
+        if settled && state.fate == Fate::Runs && !state.measured && self.ending.is_none() {
+            state.measured = true;
+            cx.effects.push(Effect::MeasureList { run: self.id, step });
+        }
+    }
+
+    /// The driver's answer.
+    pub(super) fn list_length(&mut self, step: u32, result: Result<u32, String>, cx: &mut Cx<'_>) {
+        let Some(state) = self.steps.get(step as usize) else { return };
+        if !state.measured || state.pinned || state.fate != Fate::Runs {
+            return;
+        }
+        match result {
+            Ok(items) => {
+                self.agenda.push(Ask::Pin(step));
+                self.agenda.push(Ask::Grow(step, items));
+            }
+            Err(message) => self.fail_step(step, None, ErrorClass::Error("NotAList".to_string()), message, cx),
+        }
+    }
+
+    /// The foreach step has at least `items` items.
+    pub(super) fn grow(&mut self, step: u32, items: u32, cx: &mut Cx<'_>) {
+        let plan = self.plan.clone();
+        let own = &plan.steps[step as usize];
+        let state = &mut self.steps[step as usize];
+        if items <= state.items || state.fate == Fate::Skipped || state.pinned {
+            return;
+        }
+        if items > own.items_max {
+            let message = format!(
+                "its list has {items} items or more, at most {} are allowed: raise max_items",
+                own.items_max
+            );
+            if let Some(each) = &mut state.each {
+                each.overflow = true;
+            }
+            let class = ErrorClass::Error("TooManyItems".to_string());
+            return self.fail_on_data(step, None, Failure { class, message }, cx);
+        }
+        let from = core::mem::replace(&mut state.items, items);
+        if state.invocations.len() < items as usize {
+            state.invocations.resize_with(items as usize, || Invocation::NEW);
+            state.objects.resize(items as usize * own.ones as usize, Object::default());
+        }
+        for item in from..items {
+            self.inherit_item(step, item);
+            self.agenda.push(Ask::Ready(step, item));
+        }
+        self.note(Note::Expanded { step, items, pinned: false }, cx);
+        self.tell_width(step, Some(items), cx);
+    }
+
+    /// What is already known of a new instance's item.
+    fn inherit_item(&mut self, step: u32, item: u32) {
+        use super::run::Known;
+        let over = self.plan.steps[step as usize].over;
+        let mut flags = match over {
+            Over::Json(_) => flag::ITEM | flag::ITEM_SEALED,
+            _ => 0,
+        };
+        if let Over::Many(p) | Over::Gather(p) = over {
+            let plan = &self.plan.ports[p as usize];
+            let of = &self.steps[plan.step as usize];
+            let object = match plan.keep {
+                Keep::List(l) => of.lists[l as usize].items.get(item as usize),
+                Keep::One(o) => {
+                    of.objects.get(item as usize * self.plan.steps[plan.step as usize].ones as usize + o as usize)
+                }
+                _ => None,
+            };
+            match object.map(|o| o.known) {
+                None | Some(Known::Nothing) => {}
+                Some(Known::Exists) => flags |= flag::ITEM,
+                Some(_) => flags |= flag::ITEM | flag::ITEM_SEALED,
+            }
+        }
+        let instance = &mut self.steps[step as usize].invocations[item as usize];
+        instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
+        instance.flags |= flags;
+    }
+
+    /// Readers of the step's ports learn of its width, or (`None`) that it is pinned.
+    fn tell_width(&mut self, step: u32, items: Option<u32>, cx: &mut Cx<'_>) {
+        let plan = self.plan.clone();
+        for p in plan.ports_of(step) {
+            self.agenda.push(Ask::Port(p));
+            for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
+                self.agenda.push(match items {
+                    Some(items) => Ask::Grow(reader.step, items),
+                    None => Ask::Pin(reader.step),
+                });
+            }
+            self.relink_whole(p, cx);
+        }
+    }
+
+    /// Relinks the readers of a whole list.
+    pub(super) fn relink_whole(&self, p: u32, cx: &mut Cx<'_>) {
+        if self.plan.readers(p).iter().any(|r| r.role != Role::Items) {
+            self.relink(p, Some(NONE), cx);
+        }
+    }
+
+    /// No more items will come.
+    pub(super) fn pin(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let state = &mut self.steps[step as usize];
+        if state.pinned || state.fate == Fate::Skipped {
+            return;
+        }
+        state.pinned = true;
+        let items = state.items;
+        self.note(Note::Expanded { step, items, pinned: true }, cx);
+        self.tell_width(step, None, cx);
+        self.agenda.push(Ask::Settled(step));
+        self.judge(step, cx);
+    }
+
+    /// The list was withdrawn: its instances vanish, to come again with a new one.
+    pub(super) fn shrink(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let plan = self.plan.clone();
+        for item in 0..self.steps[step as usize].items {
+            let instance = &mut self.steps[step as usize].invocations[item as usize];
+            instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
+            if instance.phase == Phase::Backoff {
+                instance.phase = Phase::Waiting;
+                self.timer(InvocationId { step, item }, None, cx);
+            }
+            self.roll_back(step, item, cx);
+        }
+        let state = &mut self.steps[step as usize];
+        state.items = 0;
+        let seen = core::mem::replace(&mut state.pinned, false);
+        if let Some(each) = &mut state.each {
+            (each.failure, each.overflow) = (None, false);
+        }
+        for p in plan.ports_of(step) {
+            self.agenda.push(Ask::Port(p));
+            for reader in plan.readers(p) {
+                match reader.role {
+                    Role::Items => self.agenda.push(Ask::Shrink(reader.step)),
+                    // They have seen a length that holds no more.
+                    Role::Input(_) if seen => self.poison_all(reader.step, cx),
+                    _ => {}
+                }
+            }
+            self.relink_whole(p, cx);
+        }
+    }
+
+    /// Whether more of the step has failed than it tolerates.
+    pub(super) fn has_failed(&self, step: u32) -> bool {
+        let state = &self.steps[step as usize];
+        let (Some(each), Some(Foreach { tolerate, .. })) = (&state.each, &self.graph.steps[step as usize].foreach) else {
+            return state.failed > 0;
+        };
+        each.overflow
+            || match *tolerate {
+                Tolerate::Count(most) => state.failed > most,
+                Tolerate::Percent(share) => {
+                    state.pinned && u64::from(state.failed) * 100 > u64::from(share) * u64::from(state.items)
+                }
+            }
+    }
+
+    /// Fails a foreach step if it has more failed items than it tolerates.
+    pub(super) fn judge(&mut self, step: u32, cx: &mut Cx<'_>) {
+        if !self.has_failed(step) {
+            return;
+        }
+        let each = self.steps[step as usize].each.as_ref();
+        if let Some((item, attempt, failure)) = each.and_then(|each| each.failure.clone()) {
+            let failed = (InvocationId { step, item }, attempt);
+            self.fail_on_data(step, Some(failed), failure, cx);
+        }
+    }
+
+    /// The step fails on the data it was given. If that is ignored and the data may still be taken back,
+    /// the verdict waits until it is settled, since a skip is for good.
+    pub(super) fn fail_on_data(&mut self, step: u32, by: Option<(InvocationId, u32)>, failure: Failure, cx: &mut Cx<'_>) {
+        let ignored = self.graph.steps[step as usize].on_failure == OnFailure::Ignore;
+        if !ignored || self.steps[step as usize].unsettled == 0 {
+            self.fail(step, by, failure, cx);
+        }
+    }
+
+    /// The step fails for a reason that no retry can mend.
+    pub(super) fn fail_step(
+        &mut self,
+        step: u32,
+        by: Option<InvocationId>,
+        class: ErrorClass,
+        message: String,
+        cx: &mut Cx<'_>,
+    ) {
+        let by = by.map(|id| (id, self.invocation(id).map_or(0, |invocation| invocation.attempt)));
+        self.fail(step, by, Failure { class, message }, cx);
+    }
+
+    /// The step fails: the run with it, unless that is ignored.
+    pub(super) fn fail(&mut self, step: u32, by: Option<(InvocationId, u32)>, failure: Failure, cx: &mut Cx<'_>) {
+        let own = &self.graph.steps[step as usize];
+        if own.on_failure == OnFailure::Ignore {
+            return self.agenda.push(Ask::Skip(step));
+        }
+        let item = by.filter(|_| own.foreach.is_some()).map(|(id, _)| id.item);
+        let attempt = by.map_or(0, |(_, attempt)| attempt);
+        let error = RunError::Step { step: own.name.clone(), item, attempt, failure };
+        let finish = self.graph.policy.finish_started;
+        self.end(error, finish, cx);
+    }
+
+    /// The step is skipped: by its condition, for lack of an input, or since its failure is ignored.
+    pub(super) fn skip(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let state = &mut self.steps[step as usize];
+        if state.fate == Fate::Skipped || state.resolved {
+            return;
+        }
+        let first = state.fate == Fate::Unknown;
+        state.fate = Fate::Skipped;
+        state.resolved = true;
+        self.unresolved -= 1;
+        // Asked last: what was built on the step's outputs must be taken back before anyone settles.
+        self.agenda.push(Ask::Resolved(step));
+        self.note(Note::Skipped { step }, cx);
+        let (graph, plan) = (self.graph.clone(), self.plan.clone());
+        for item in 0..self.steps[step as usize].items {
+            let dropped = self.steps[step as usize].invocations[item as usize].is(flag::ITEM_DROPPED);
+            if dropped {
+                self.drop_item(step, item, true, cx);
+            }
+            self.timer_unless_running(InvocationId { step, item }, cx);
+            self.roll_back(step, item, cx);
+        }
+        self.let_go(step, true, cx);
+        if let Over::Many(p) | Over::Gather(p) = plan.steps[step as usize].over {
+            self.ports[p as usize].item_holds -= 1;
+            self.agenda.push(Ask::Free(p));
+        }
+        for p in plan.ports_of(step) {
+            self.check_port(p);
+            for reader in plan.readers(p) {
+                let Role::Input(input) = reader.role else { continue };
+                if graph.steps[reader.step as usize].inputs[input as usize].optional {
+                    self.steps[reader.step as usize].nulls += 1;
+                    self.inputs_changed(reader.step, false);
+                }
+            }
+            self.relink(p, Some(NONE), cx);
+        }
+        self.begun(step, cx);
+        for dependent in plan.dependents(step) {
+            let chosen = || self.choice(dependent.step).and_then(Source::step) == Some(step);
+            if dependent.because & because::REQUIRED != 0 || (dependent.because & because::VALUE != 0 && chosen()) {
+                self.agenda.push(Ask::Skip(dependent.step));
+            }
+            if first && dependent.because & because::ASK != 0 && !plan.steps[step as usize].late_skip {
+                self.steps[dependent.step as usize].conditions -= 1;
+                self.evaluate(dependent.step, cx);
+            }
+        }
+    }
+
+    fn timer_unless_running(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
+        if let Some(invocation) = self.invocation(id)
+            && invocation.phase == Phase::Backoff
+        {
+            invocation.phase = Phase::Waiting;
+            self.timer(id, None, cx);
+        }
+    }
+
+    /// Is all of the step over, with nothing left that could take it back?
+    pub(super) fn check_settled(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let state = &self.steps[step as usize];
+        let open = state.resolved || state.fate != Fate::Runs || state.unsettled > 0;
+        if open || self.ending.is_some() {
+            return;
+        }
+        if self.has_failed(step) {
+            return self.agenda.push(Ask::Skip(step));
+        }
+        let state = &self.steps[step as usize];
+        if !state.pinned {
+            return;
+        }
+        let over = if self.plan.steps[step as usize].function == NONE {
+            let of = self.choice(step).and_then(Source::step);
+            of.is_none_or(|of| self.steps[of as usize].resolved && self.steps[of as usize].fate == Fate::Runs)
+        } else {
+            state.ended == state.items
+        };
+        if !over {
+            return;
+        }
+        self.steps[step as usize].resolved = true;
+        self.unresolved -= 1;
+        self.note(Note::StepDone { step }, cx);
+        self.begun(step, cx);
+        if self.plan.steps[step as usize].function != NONE {
+            for item in 0..self.steps[step as usize].items {
+                self.drop_item(step, item, false, cx);
+            }
+            self.let_go(step, false, cx);
+        }
+        self.resolved(step, cx);
+    }
+
+    /// Drops all that the step still holds. A switch holds what it chose for its own readers.
+    fn let_go(&mut self, step: u32, skipped: bool, cx: &mut Cx<'_>) {
+        let graph = self.graph.clone();
+        let dropped = self.steps[step as usize].dropped;
+        for input in &graph.steps[step as usize].inputs {
+            if input.source.step().is_some_and(|of| of == dropped) {
+                continue;
+            }
+            if let Some(p) = self.plan.source_port(&input.source) {
+                self.drop_hold(p);
+            }
+        }
+        if let Some(each) = &graph.steps[step as usize].foreach
+            && each.json
+            && let Some(p) = self.plan.source_port(&each.over)
+        {
+            self.drop_hold(p);
+        }
+        if !skipped {
+            return;
+        }
+        if !self.steps[step as usize].decided {
+            self.drop_decision_holds(step, cx);
+        }
+        if let Some(p) = self.choice(step).and_then(|source| self.plan.source_port(source))
+            && !core::mem::replace(&mut self.steps[step as usize].dropped_choice, true)
+        {
+            self.drop_hold(p);
+        }
+    }
+
+    /// The step is settled or skipped: those that waited for that go on.
+    pub(super) fn resolved(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let plan = self.plan.clone();
+        for dependent in plan.dependents(step) {
+            let (of, why) = (dependent.step, dependent.because);
+            let late = plan.steps[step as usize].late_skip;
+            let looked_at = u32::from(why & because::READ != 0) + u32::from(why & because::ASK != 0 && late);
+            if looked_at > 0 {
+                self.steps[of as usize].conditions -= looked_at;
+                self.evaluate(of, cx);
+            }
+            if why & because::AFTER != 0 {
+                self.steps[of as usize].after -= 1;
+                if self.steps[of as usize].after == 0 {
+                    self.agenda.push(Ask::ReadyAll(of));
+                }
+            }
+            if why & because::DATA != 0 {
+                self.steps[of as usize].unsettled -= 1;
+                self.agenda.push(Ask::Settled(of));
+                if !self.steps[of as usize].resolved {
+                    self.drop_early(of, cx);
+                }
+            }
+            if why & because::LIST != 0 {
+                self.measure(of, cx);
+            }
+            if why & because::VALUE != 0 {
+                self.agenda.push(Ask::Settled(of));
+                self.agenda.push(Ask::Fate(of));
+            }
+        }
+    }
+
+    /// Lets go of inputs before the step is settled, where nothing but the loss of those very inputs
+    /// could make it run again: they would be put anew then. Without this a pipeline would keep every
+    /// item until its head has ended.
+    pub(super) fn drop_early(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let plan = self.plan.clone();
+        let own = &plan.steps[step as usize];
+        let state = &self.steps[step as usize];
+        if state.each.is_some() {
+            if self.may_drop_items(step) {
+                for item in 0..self.steps[step as usize].items {
+                    if self.steps[step as usize].invocations[item as usize].phase == Phase::Ended {
+                        self.drop_item(step, item, false, cx);
+                    }
+                }
+            }
+            return;
+        }
+        if state.unsettled != 1 || state.ended == 0 || state.dropped != NONE || own.function == NONE {
+            return;
+        }
+        let graph = self.graph.clone();
+        let inputs = &graph.steps[step as usize].inputs;
+        let sources = || inputs.iter().filter_map(|input| input.source.step());
+        let Some(of) = sources().find(|&of| !self.steps[of as usize].resolved) else { return };
+        if plan.steps[of as usize].function == NONE || self.steps[of as usize].each.is_some() {
+            return;
+        }
+        self.steps[step as usize].dropped = of;
+        for input in inputs.iter().filter(|input| input.source.step() == Some(of)) {
+            if let Some(p) = plan.source_port(&input.source) {
+                self.drop_hold(p);
+            }
+        }
+    }
+
+    /// Whether an ended instance can be taken back only by the loss of its own item.
+    pub(super) fn may_drop_items(&self, step: u32) -> bool {
+        let own = &self.plan.steps[step as usize];
+        let (Over::Many(p) | Over::Gather(p)) = own.over else { return false };
+        let of = self.plan.ports[p as usize].step;
+        let list = u32::from(!self.steps[of as usize].resolved && !own.over_shared);
+        self.steps[step as usize].unsettled == list
+    }
+
+    /// The step's first attempt has started (or never will): its dependents may be warmed.
+    pub(super) fn begun(&mut self, step: u32, cx: &mut Cx<'_>) {
+        if core::mem::replace(&mut self.steps[step as usize].begun, true) {
+            return;
+        }
+        let plan = self.plan.clone();
+        for dependent in plan.dependents(step).iter().filter(|d| d.because & because::DATA != 0) {
+            let state = &mut self.steps[dependent.step as usize];
+            state.unbegun -= 1;
+            let own = &plan.steps[dependent.step as usize];
+            let idle = state.unbegun == 0 && !state.begun && state.fate != Fate::Skipped;
+            if idle && own.function != NONE && self.ending.is_none() {
+                let most = self.graph.functions[own.function as usize].workers_max;
+                let workers = own.parallel_max.min(state.items.max(1)).min(most);
+                cx.effects.push(Effect::Warm { run: self.id, function: own.function, workers });
+            }
+        }
+    }
+
+    /// The inputs that all invocations of the step share have changed: asks again where that may matter.
+    /// `less`: something that was there is gone.
+    pub(super) fn inputs_changed(&mut self, step: u32, less: bool) {
+        let own = &self.plan.steps[step as usize];
+        if own.function == NONE {
+            return;
+        }
+        let state = &self.steps[step as usize];
+        if state.each.is_none() {
+            return self.agenda.push(Ask::Ready(step, 0));
+        }
+        // An instance is looked at again only if its answer can have changed, since there may be many.
+        let counts = matches!(self.policy(step), StartPolicy::First(_));
+        if less || counts || state.exist <= 1 || self.shared_complete(step) {
+            self.agenda.push(Ask::ReadyAll(step));
+        }
+    }
+}

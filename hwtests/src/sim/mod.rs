@@ -1,0 +1,70 @@
+//! Deterministic simulation of the pure cores: random workflows, random faults, every law held at every step.
+//!
+//! A seed decides everything. [`run_seed`] makes a graph and conditions from it, runs it twice, and compares the
+//! result with a naive model ([`truth`]).
+
+pub mod generate;
+pub mod rng;
+pub mod truth;
+pub mod world;
+
+use dflow_core::graph::{ErrorClass, Graph, StartPolicy};
+use dflow_core::scheduler::{Capacity, RunError};
+use rng::Rng;
+use std::sync::Arc;
+use world::{Conditions, Report, simulate};
+
+/// What a seed stands for.
+pub fn scenario(seed: u64) -> (Arc<Graph>, Conditions) {
+    let mut rng = Rng::new(seed);
+    let graph = generate::graph(&mut rng);
+    let slots = if rng.chance(50) { 1 + rng.below(3) as u32 } else { 1 + rng.below(12) as u32 };
+    let conditions = Conditions {
+        capacity: Capacity { cpu_milli: *rng.pick(&[1000, 2000, 4000]), slots },
+        crash: *rng.pick(&[0, 0, 2, 10]),
+        hang: *rng.pick(&[0, 0, 1, 5]),
+        store_bytes: *rng.pick(&[1_100, 5_000, 1_000_000]),
+        start: match rng.below(8) {
+            0 => Some(StartPolicy::Eager),
+            1 => Some(StartPolicy::AllReady),
+            _ => None,
+        },
+    };
+    (Arc::new(graph), conditions)
+}
+
+/// Runs a seed and checks all there is to check. Panics with what is wrong.
+pub fn run_seed(seed: u64) -> Report {
+    let (graph, conditions) = scenario(seed);
+    let report = simulate(&graph, seed, &conditions);
+    let again = simulate(&graph, seed, &conditions);
+    assert_eq!(report.hash, again.hash, "the same seed gave other effects");
+    check(&graph, seed, &report);
+    report
+}
+
+/// Compares a run with the naive model.
+pub fn check(graph: &Graph, seed: u64, report: &Report) {
+    match &report.result {
+        Ok(()) => {
+            let expected = match truth::expect(graph, seed, &report.nonces) {
+                Ok(expected) => expected,
+                Err(why) => panic!("the run succeeded, yet {why}\n{graph:#?}"),
+            };
+            assert_eq!(report.skipped, expected.skipped, "skipped steps\n{graph:#?}");
+            assert_eq!(report.outputs, expected.outputs, "run outputs\n{graph:#?}");
+        }
+        Err(RunError::Step { step, item, failure, .. }) => {
+            let index = graph.steps.iter().position(|s| s.name == *step).map(|i| i as u32);
+            let broken = index.is_some_and(|s| truth::is_broken(seed, s, item.unwrap_or(0)));
+            let narrow = index.and_then(|s| graph.steps[s as usize].foreach.as_ref()).is_some_and(|e| e.items_max < 4);
+            let legitimate = match &failure.class {
+                ErrorClass::Error(name) if name == "Bug" => broken,
+                ErrorClass::Error(name) if name == "TooManyItems" => narrow,
+                _ => false,
+            };
+            assert!(legitimate, "the run failed for no reason: {step} {item:?} {failure:?}\n{graph:#?}");
+        }
+        Err(error) => panic!("the run failed for no reason: {error}\n{graph:#?}"),
+    }
+}

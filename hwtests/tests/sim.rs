@@ -1,0 +1,33 @@
+//! Thousands of random workflows under crashes, hangs, timeouts, few slots and a nearly full store. Each seed runs
+//! twice and must give the same effects; each run must end with the right outputs or the right error.
+//!
+//! `DFLOW_SIM_SEEDS=N` sets the number of seeds, `DFLOW_SIM_SEED=S` replays one.
+
+use dflow_hwtests::sim::run_seed;
+
+const SEEDS: u64 = 4_000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn random_workflows_end_as_they_should() {
+    if let Some(seed) = number("DFLOW_SIM_SEED") {
+        run_seed(seed);
+        return;
+    }
+    let (mut failed, mut attempts) = (0, 0);
+    let seeds = number("DFLOW_SIM_SEEDS").unwrap_or(SEEDS);
+    for seed in 0..seeds {
+        match std::panic::catch_unwind(|| run_seed(seed)) {
+            Ok(report) => {
+                failed += u64::from(report.result.is_err());
+                attempts += report.attempts;
+            }
+            Err(_) => panic!("seed {seed} fails; replay it: DFLOW_SIM_SEED={seed} cargo test -p dflow-hwtests --test sim"),
+        }
+    }
+    println!("{seeds} seeds, {attempts} attempts, {failed} runs failed as they had to");
+    assert!(failed < seeds / 2, "most runs should succeed, or little is tested: {failed} of {seeds} failed");
+}
