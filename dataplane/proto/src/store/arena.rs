@@ -40,6 +40,7 @@ pub(super) struct Space {
     free_bytes: u64,
     peak_used_bytes: u64,
     warm_end: u64,
+    reach: u64,
 }
 
 impl Space {
@@ -55,6 +56,7 @@ impl Space {
             free_bytes: end - start,
             peak_used_bytes: 0,
             warm_end: start,
+            reach: start,
         };
         if start < end {
             space.insert(start, end);
@@ -130,6 +132,7 @@ impl Space {
         self.free_bytes -= bytes;
         self.peak_used_bytes = self.peak_used_bytes.max(self.used_bytes());
         self.warm_end = self.warm_end.max(at + bytes);
+        self.reach = self.reach.max(at + bytes);
         Some(at)
     }
 
@@ -165,9 +168,9 @@ impl Space {
         self.free.iter().map(|(&offset, &end)| (offset, end))
     }
 
-    /// One past the highest page that was ever allocated or reported by `warmed` (and not trimmed since).
-    pub(super) fn warm_end(&self) -> u64 {
-        self.warm_end
+    /// One past the highest page that was ever allocated (and not trimmed since).
+    pub(super) fn reach(&self) -> u64 {
+        self.reach
     }
 
     /// Pages below `end` have been touched.
@@ -181,6 +184,7 @@ impl Space {
         let from = round_up(offset.max(keep_end), HUGE_BYTES).min(self.end);
         let to = self.warm_end;
         self.warm_end = to.min(from);
+        self.reach = self.reach.min(from);
         (from < to).then_some((from, to))
     }
 
@@ -245,7 +249,7 @@ mod tests {
         assert_eq!(space.allocate(24 * PAGE), Some(b + 4 * PAGE));
         // Now the tail has 16 pages and the warm hole 18: best fit says tail, warmth says hole.
         assert_eq!(space.allocate(10 * PAGE), Some(2 * PAGE));
-        assert_eq!(space.warm_end(), 48 * PAGE);
+        assert_eq!(space.warm_end, 48 * PAGE);
     }
 
     #[test]
@@ -260,7 +264,7 @@ mod tests {
         assert_eq!(space.trim(0), Some((4 * MIB, 10 * MIB)));
         space.free(a, 4 * MIB);
         assert_eq!(space.trim(0), Some((0, 4 * MIB)));
-        assert_eq!(space.warm_end(), 0);
+        assert_eq!(space.warm_end, 0);
     }
 
     #[test]

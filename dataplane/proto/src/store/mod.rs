@@ -133,14 +133,10 @@ impl Store {
         self.large.warmed(end);
     }
 
-    /// One past the highest byte of the arena that was ever granted or warmed, and not trimmed since.
+    /// One past the highest byte of the arena that was ever granted (and not trimmed since): what lies beyond
+    /// is worth prefaulting next.
     pub fn high_water(&self) -> u64 {
-        let small = self.small.warm_end();
-        if self.large.used_bytes() == 0 && self.large.warm_end() == self.large.start() {
-            small
-        } else {
-            self.large.warm_end()
-        }
+        if self.large.reach() > self.large.start() { self.large.reach() } else { self.small.reach() }
     }
 
     /// Forgets that the free pages at the end of the arena were touched, beyond the first `retain_bytes` of

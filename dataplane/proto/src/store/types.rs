@@ -293,6 +293,14 @@ pub enum StoreError {
         /// How many.
         waiting: u32,
     },
+    /// The operating system gave no segment.
+    #[error("cannot make a segment of {bytes} bytes: {why}; raise the limits on memory or on open files")]
+    Segment {
+        /// Its length.
+        bytes: u64,
+        /// What the system said.
+        why: String,
+    },
     /// The copy on disk cannot be read.
     #[error("the spilled copy of the object cannot be read: {0}; its producer must run again")]
     Unreadable(DiskError),
