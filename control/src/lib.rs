@@ -1,2 +1,11 @@
-//! .
+//! The DFlow node and the `dflow` command.
+//!
+//! - [`workflow`]: the front-end of the format `dflow/v1`: text in, checked graph or diagnostics out;
+//! - [`graphview`]: a workflow as a picture;
+//! - [`node`]: the engine that owns scheduler, store and function processes;
+//! - [`cli`]: the command.
+
+pub mod cli;
+pub mod graphview;
+pub mod node;
 pub mod workflow;

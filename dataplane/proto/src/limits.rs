@@ -12,9 +12,9 @@ pub const ALLOTMENT_BYTES_MAX: u64 = 4 << 20;
 /// Values up to this size travel inside a message instead of by extent. Bytes.
 pub const INLINE_BYTES_MAX: u64 = 256;
 /// Each direction of a link between node and worker. Bytes, a power of two.
-pub const RING_BYTES: u32 = 64 << 10;
-/// The longest message on a link. Bytes.
-pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
+pub const RING_BYTES: u32 = 128 << 10;
+/// The longest message on a link: an invocation of a thousand named inputs. Bytes.
+pub const MESSAGE_BYTES_MAX: usize = 96 << 10;
 /// Ports a step may have, each way.
 pub const PORTS_MAX: usize = 1024;
 /// Output ports that fit an invocation's page.

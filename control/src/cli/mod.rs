@@ -1,0 +1,54 @@
+//! The `dflow` command: what it accepts, and which part of the house answers.
+
+mod exit;
+mod graph;
+mod lint;
+mod live;
+mod results;
+mod run;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Serverless workflows started by data.
+///
+/// A function starts when its input data begins to exist, even while the functions before it
+/// still run; outputs are handed over through shared memory without a copy.
+#[derive(Debug, Parser)]
+#[command(name = "dflow", version, max_term_width = 100, after_help = exit::HELP)]
+struct Args {
+    /// Log what the node does to stderr (error, warn, info, debug, trace, or a filter such as
+    /// `dflow_control=debug`).
+    #[arg(long, global = true, env = "DFLOW_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a workflow on this machine and print its result
+    Run(Box<run::RunArgs>),
+    /// Check workflow files and print every mistake with its place
+    Lint(lint::LintArgs),
+    /// Draw a workflow's graph
+    Graph(graph::GraphArgs),
+}
+
+/// Parses the command line, runs it, and returns the documented exit code.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    init_logging(args.log.as_deref());
+    let code = match args.command {
+        Command::Run(args) => run::run(&args),
+        Command::Lint(args) => lint::run(&args),
+        Command::Graph(args) => graph::run(&args),
+    };
+    ExitCode::from(code as u8)
+}
+
+fn init_logging(filter: Option<&str>) {
+    let filter = tracing_subscriber::EnvFilter::new(filter.unwrap_or("error"));
+    // A second initialisation (an embedding program's own) is no reason to stop.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

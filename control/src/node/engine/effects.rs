@@ -1,0 +1,131 @@
+//! What the scheduler asks for, done.
+
+use super::{Attempt, Engine, Phase, RunState};
+use crate::node::view::{Record, What};
+use dflow_core::graph::ErrorClass;
+use dflow_core::scheduler::{Effect, Event, Failure, Note, Outcome, RunError, StopReason};
+use dflow_proto::store::{Owner, Sealed};
+use dflow_proto::{InvocationId, RunId};
+use dflow_shm::page::SlotState;
+
+impl Engine {
+    /// Does one effect. Anything that follows from it at once is queued as an event, so that the
+    /// scheduler is never called from within itself.
+    pub(super) fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Start { run, invocation, attempt, early } => self.start(run, invocation, attempt, early),
+            Effect::Warm { run, function, workers } => self.warm(run, function, workers),
+            Effect::Evaluate { run, step } => self.evaluate(run, step),
+            Effect::MeasureList { run, step } => self.measure_list(run, step),
+            Effect::Relink { run, invocation, input } => self.relink(run, invocation, input),
+            Effect::Stop { run, invocation, attempt, why } => self.stop(run, invocation, attempt, why),
+            Effect::Release(key) => drop(self.store.release(key)),
+            Effect::Note { run, note } => self.note(run, &note),
+            Effect::RunEnded { run, result } => self.end_run(run, result),
+        }
+    }
+
+    fn start(&mut self, run: RunId, invocation: InvocationId, attempt: u32, early: bool) {
+        let Some(state) = self.runs.get(&run) else { return };
+        state.watch.record(Record { at: self.now(), invocation, attempt, what: What::Started { early } });
+        let owner = Owner { run, invocation, attempt };
+        self.attempts.insert((run, invocation), Attempt::new(attempt));
+        self.want_memory(owner);
+    }
+
+    fn warm(&mut self, run: RunId, function: u32, workers: u32) {
+        if let Some(state) = self.runs.get(&run) {
+            let pool = state.pools[function as usize];
+            self.pools.warm(pool, workers);
+        }
+    }
+
+    /// Ends an attempt at once, whatever phase it is in.
+    fn stop(&mut self, run: RunId, invocation: InvocationId, attempt: u32, why: StopReason) {
+        let Some(state) = self.attempts.get_mut(&(run, invocation)) else { return };
+        if state.attempt != attempt {
+            return;
+        }
+        tracing::debug!(?run, ?invocation, attempt, ?why, "stop");
+        match state.phase {
+            Phase::Running(worker) => {
+                state.stopping = true;
+                self.pools.kill(worker);
+            }
+            Phase::Memory(ticket) => {
+                self.store.cancel(ticket);
+                self.waiting.remove(&ticket);
+                self.ended(run, invocation, Outcome::Stopped);
+            }
+            Phase::Worker => {
+                self.pools.withdraw((run, invocation));
+                self.ended(run, invocation, Outcome::Stopped);
+            }
+        }
+    }
+
+    /// The attempt is over. The scheduler hears of it first and has the tables of its readers
+    /// rewritten; only then ([`Engine::take_apart`]) are its page and memory given back.
+    pub(super) fn ended(&mut self, run: RunId, invocation: InvocationId, outcome: Outcome) {
+        let Some(state) = self.attempts.remove(&(run, invocation)) else { return };
+        let ok = outcome == Outcome::Ok;
+        let attempt = state.attempt;
+        let at = self.now();
+        if let Some(RunState { watch, .. }) = self.runs.get(&run) {
+            if state.blocked {
+                watch.record(Record { at, invocation, attempt, what: What::Resumed });
+            }
+            watch.record(Record { at, invocation, attempt, what: What::Ended { ok, times: state.times } });
+        }
+        self.retired.push((Owner { run, invocation, attempt }, ok, state));
+        self.events.push_back(Event::Ended { run, invocation, attempt, outcome });
+    }
+
+    /// Gives back what attempts that are over had; false if there was none.
+    pub(super) fn take_apart(&mut self) -> bool {
+        let retired = std::mem::take(&mut self.retired);
+        let any = !retired.is_empty();
+        for (owner, ok, attempt) in retired {
+            if let Some(page) = attempt.page.filter(|_| !ok) {
+                // Readers that sleep on it look at their tables again.
+                page.poke(SlotState::Moved);
+            }
+            if let Some(table) = attempt.table {
+                self.drop_table(owner, table);
+            }
+            self.store.drop_owner(owner, Sealed::Keep);
+        }
+        any
+    }
+
+    /// An attempt that could not be executed at all.
+    pub(super) fn fail(&mut self, run: RunId, invocation: InvocationId, name: &str, message: String) {
+        let class = ErrorClass::Error(name.into());
+        self.ended(run, invocation, Outcome::Failed(Failure { class, message }));
+    }
+
+    fn note(&mut self, run: RunId, note: &Note) {
+        let Some(RunState { watch, .. }) = self.runs.get(&run) else { return };
+        match note {
+            Note::Expanded { step, items, .. } => watch.step(*step, |s| s.items = Some(*items)),
+            Note::Skipped { step } => watch.step(*step, |s| s.skipped = true),
+            Note::Retrying { invocation, attempt, failure, .. } => {
+                tracing::info!(?run, ?invocation, attempt, message = failure.message, "tried again");
+                watch.step(invocation.step, |s| s.retried += 1);
+            }
+            Note::Failed { invocation, attempt, failure, tolerated } => {
+                tracing::info!(?run, ?invocation, attempt, message = failure.message, tolerated, "failed");
+                watch.step(invocation.step, |s| s.failed += 1);
+            }
+            Note::StepDone { step } => watch.step(*step, |s| s.complete = true),
+        }
+    }
+
+    fn end_run(&mut self, run: RunId, result: Result<(), RunError>) {
+        let now = self.now();
+        if let Some(state) = self.runs.get(&run) {
+            state.watch.end(now);
+            self.deliver(run, result);
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! What an attempt is given: its inputs' table, its outputs' memory, and the command that starts it.
+//!
+//! The table is filled when the attempt gets its memory and kept true until it ends: each time the
+//! scheduler says that a source has changed (`Relink`), its entry is computed anew. An object that
+//! the table names is leased, a producer's page that it names is held, both until the attempt ends:
+//! the function may look at them as long as it runs.
+
+use super::{Attempt, Engine, Phase};
+use crate::node::pool::Job;
+use crate::node::view::{Record, What};
+use crate::workflow::{Runtime, Workflow};
+use dflow_core::graph::{PortKind, StepKind};
+use dflow_core::scheduler::{ObjectRef, ObjectState, Resolved};
+use dflow_proto::ids::Extent;
+use dflow_proto::limits::{ALLOTMENT_BYTES_MAX, ALLOTMENT_BYTES_MIN, INLINE_BYTES_MAX, PAGE_BYTES};
+use dflow_proto::link::{Command, Input, InputValue, Invoke, Output};
+use dflow_proto::store::{Hold, Lease, Leased, Owner, Purpose, Reserve};
+use dflow_proto::{InvocationId, RunId, SegmentId, WorkerId};
+use dflow_shm::page::PageNode;
+use dflow_shm::table::{Entry, TableWriter};
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// The inputs of one attempt.
+pub(super) struct InputTable {
+    /// `None` if every input travels in the command.
+    writer: Option<TableWriter>,
+    /// Where it lies, and the chunks of its lists.
+    memory: Vec<Extent>,
+    /// What the command says of each input.
+    values: Vec<InputValue>,
+    /// What the entries of each list are, to see what has changed.
+    lists: Vec<Vec<Entry>>,
+    leases: Vec<Lease>,
+    holds: Vec<Hold>,
+    /// Pages held already.
+    held: BTreeSet<Extent>,
+    /// Segments that the table lies in or entries name.
+    segments: BTreeSet<SegmentId>,
+}
+
+/// How one input is to be given, before memory for the table is known.
+enum Plan {
+    Value(InputValue),
+    /// Bytes that the node writes behind the table.
+    Blob(Vec<u8>),
+    /// An entry, or a list of entries.
+    Linked,
+}
+
+impl Engine {
+    /// Asks for the memory of an attempt that has just been started.
+    pub(super) fn want_memory(&mut self, owner: Owner) {
+        let Some(state) = self.runs.get(&owner.run) else { return };
+        let wrote = state.wrote[owner.invocation.step as usize];
+        let bytes = (PAGE_BYTES + wrote * 2).next_power_of_two().clamp(ALLOTMENT_BYTES_MIN, ALLOTMENT_BYTES_MAX);
+        match self.store.reserve(owner, bytes, Purpose::Allotment) {
+            Reserve::Granted(extent) => self.has_allotment(owner, extent, false),
+            Reserve::Waiting(ticket) => self.wait_for_memory(owner, ticket),
+            Reserve::Refused(error) => {
+                self.fail(owner.run, owner.invocation, "StoreFull", error.to_string());
+            }
+        }
+    }
+
+    /// The attempt can be given its inputs and a process.
+    pub(super) fn has_allotment(&mut self, owner: Owner, extent: Extent, late: bool) {
+        let Owner { run, invocation, attempt } = owner;
+        let begun = self.store.arena().map_of(extent.segment).map(|map| PageNode::begin(&map, extent, run, invocation, attempt));
+        let Some(Ok(page)) = begun else {
+            unreachable!("the store granted {extent:?} outside of its segments");
+        };
+        if let Some(state) = self.attempts.get_mut(&(run, invocation)) {
+            state.allotment = Some(extent);
+            state.page = Some(page);
+        }
+        match self.build_table(owner) {
+            Ok(table) => {
+                if let Some(state) = self.attempts.get_mut(&(run, invocation)) {
+                    state.table = Some(table);
+                }
+            }
+            Err(message) => return self.fail(run, invocation, "Input", message),
+        }
+        if late {
+            // Consumers were told that this producer runs when it had no page yet.
+            self.relink_run(run);
+        }
+        self.want_worker((run, invocation));
+    }
+
+    /// Builds the table of an attempt from what the scheduler knows now.
+    fn build_table(&mut self, owner: Owner) -> Result<InputTable, String> {
+        let Owner { run, invocation, .. } = owner;
+        let workflow = self.workflow(run).ok_or("the run is gone")?;
+        let step = &workflow.graph.steps[invocation.step as usize];
+        let plans: Result<Vec<Plan>, _> =
+            (0..step.inputs.len()).map(|i| self.plan(run, invocation, i as u16, &workflow)).collect();
+        let plans = plans?;
+        let entries = plans.iter().filter(|p| !matches!(p, Plan::Value(_))).count();
+        let mut table = InputTable {
+            writer: None,
+            memory: Vec::new(),
+            values: Vec::new(),
+            lists: vec![Vec::new(); step.inputs.len()],
+            leases: Vec::new(),
+            holds: Vec::new(),
+            held: BTreeSet::new(),
+            segments: BTreeSet::new(),
+        };
+        if entries > 0 {
+            let head = TableWriter::bytes_for(entries).next_multiple_of(64);
+            let blobs: u64 = plans.iter().map(|p| if let Plan::Blob(b) = p { (b.len() as u64).next_multiple_of(64) } else { 0 }).sum();
+            let extent = self.table_memory(owner, head + blobs)?;
+            table.memory.push(extent);
+            table.segments.insert(extent.segment);
+            let part = |offset, bytes| {
+                let wanted = Extent { segment: extent.segment, offset: extent.offset + offset, bytes };
+                self.store.arena().part_mut(wanted).map_err(|e| e.to_string())
+            };
+            let mut writer = TableWriter::begin(part(0, head)?, entries);
+            let (mut index, mut at) = (0, head);
+            for plan in &plans {
+                if let Plan::Blob(bytes) = plan {
+                    let blob = part(at, bytes.len() as u64)?;
+                    blob.copy_in(0, bytes);
+                    writer.set(index, Entry::Sealed(blob.extent()));
+                    at += (bytes.len() as u64).next_multiple_of(64);
+                }
+                index += usize::from(!matches!(plan, Plan::Value(_)));
+            }
+            table.writer = Some(writer);
+        }
+        let mut index = 0;
+        for (input, plan) in plans.into_iter().enumerate() {
+            let value = match plan {
+                Plan::Value(value) => value,
+                Plan::Blob(_) => InputValue::One { index },
+                Plan::Linked if workflow.steps[invocation.step as usize].inputs[input].list => InputValue::List { index },
+                Plan::Linked => InputValue::One { index },
+            };
+            index += u32::from(matches!(value, InputValue::One { .. } | InputValue::List { .. }));
+            table.values.push(value);
+        }
+        for input in 0..step.inputs.len() {
+            self.link(owner, &workflow, &mut table, input)?;
+        }
+        Ok(table)
+    }
+
+    fn plan(&mut self, run: RunId, invocation: InvocationId, input: u16, workflow: &Workflow) -> Result<Plan, String> {
+        let step = &workflow.graph.steps[invocation.step as usize];
+        let port = &step.inputs[input as usize];
+        let ty = workflow.steps[invocation.step as usize].inputs[input as usize].ty;
+        let scalar = ty.is_scalar();
+        // A program takes a scalar as text on its command line and anything else as a file.
+        let program = matches!(&step.kind, StepKind::Call(f) if matches!(workflow.functions[*f as usize].runtime, Runtime::Exec { .. }));
+        let small = |bytes: Vec<u8>| {
+            if if program { scalar } else { bytes.len() as u64 <= INLINE_BYTES_MAX } {
+                Plan::Value(InputValue::Inline(bytes))
+            } else {
+                Plan::Blob(bytes)
+            }
+        };
+        Ok(match self.scheduler.resolve(run, invocation, input) {
+            Resolved::Const(id) => small(workflow.constants[id as usize].bytes.clone()),
+            Resolved::Element { index, .. } => small(self.element(run, invocation.step, index, ty)?),
+            Resolved::Null if port.optional => Plan::Value(InputValue::Null),
+            Resolved::Object(ObjectRef { key, state: ObjectState::Sealed }) if !program || scalar => {
+                let Some(location) = self.store.locate(key) else { return Ok(Plan::Linked) };
+                match location.extent.filter(|e| e.bytes <= INLINE_BYTES_MAX) {
+                    Some(extent) => self.copy_out(extent).map_or(Plan::Linked, small),
+                    None => Plan::Linked,
+                }
+            }
+            _ => Plan::Linked,
+        })
+    }
+
+    /// Memory for a table or a part of one.
+    fn table_memory(&mut self, owner: Owner, bytes: u64) -> Result<Extent, String> {
+        match self.store.reserve(owner, bytes, Purpose::Table) {
+            Reserve::Granted(extent) => Ok(extent),
+            Reserve::Waiting(ticket) => {
+                self.store.cancel(ticket);
+                Err(format!("no room for a table of {bytes} bytes of inputs; raise --store or lower --slots"))
+            }
+            Reserve::Refused(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Brings one input's entry up to what the scheduler knows.
+    fn link(&mut self, owner: Owner, workflow: &Workflow, table: &mut InputTable, input: usize) -> Result<(), String> {
+        let index = match table.values[input] {
+            InputValue::One { index } | InputValue::List { index } => index as usize,
+            InputValue::Inline(_) | InputValue::Null => return Ok(()),
+        };
+        match self.scheduler.resolve(owner.run, owner.invocation, input as u16) {
+            Resolved::Const(_) | Resolved::Element { .. } => {}
+            Resolved::Null => set(table, index, Entry::Null),
+            Resolved::Pending => set(table, index, Entry::Pending),
+            Resolved::Object(object) => {
+                let entry = self.entry(workflow, table, object);
+                set(table, index, entry);
+            }
+            Resolved::Follow { producer, attempt, port } => {
+                let entry = match self.page_of(owner.run, producer, attempt) {
+                    Some(page) => {
+                        self.hold(table, page);
+                        Entry::Follow { page, port }
+                    }
+                    None => Entry::Pending,
+                };
+                set(table, index, entry);
+            }
+            Resolved::List { items, pinned } => {
+                let entries: Vec<_> = items.into_iter().map(|item| self.entry(workflow, table, item)).collect();
+                self.link_list(owner, table, input, index, entries, pinned)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link_list(&mut self, owner: Owner, table: &mut InputTable, input: usize, index: usize, entries: Vec<Entry>, pinned: bool) -> Result<(), String> {
+        let Some(writer) = &mut table.writer else { return Ok(()) };
+        let old = std::mem::take(&mut table.lists[input]);
+        if old.len() > entries.len() || writer.count(index) == 0 {
+            writer.set_list(index);
+        }
+        let known = writer.count(index) as usize;
+        for (item, entry) in entries.iter().enumerate() {
+            if item < known {
+                if old[item] != *entry {
+                    writer.set_item(index, item as u32, *entry);
+                }
+                continue;
+            }
+            while let Err(needed) = writer.append(index, *entry) {
+                let extent = match self.store.reserve(owner, needed.bytes, Purpose::Table) {
+                    Reserve::Granted(extent) => extent,
+                    Reserve::Waiting(ticket) => {
+                        self.store.cancel(ticket);
+                        return Err(format!("no room for a list of {} items; raise --store or lower --slots", entries.len()));
+                    }
+                    Reserve::Refused(error) => return Err(error.to_string()),
+                };
+                table.memory.push(extent);
+                table.segments.insert(extent.segment);
+                let chunk = self.store.arena().part_mut(Extent { bytes: needed.bytes, ..extent });
+                writer.add_chunk(index, chunk.map_err(|e| e.to_string())?);
+            }
+        }
+        if pinned {
+            writer.pin(index);
+        }
+        table.lists[input] = entries;
+        Ok(())
+    }
+
+    /// Where an object is for a reader.
+    fn entry(&mut self, workflow: &Workflow, table: &mut InputTable, object: ObjectRef) -> Entry {
+        let key = object.key;
+        match object.state {
+            ObjectState::Pending => Entry::Pending,
+            ObjectState::Running { attempt } => match self.page_of(key.run, key.invocation, attempt) {
+                Some(page) => {
+                    self.hold(table, page);
+                    let port = &workflow.graph.steps[key.invocation.step as usize].outputs[key.port as usize];
+                    let item = (port.kind == PortKind::Many).then_some(key.item);
+                    Entry::Page { page, port: key.port, item }
+                }
+                None => Entry::Pending,
+            },
+            ObjectState::Sealed => match self.store.lease(key) {
+                Leased::Ready(lease, extent) => {
+                    table.leases.push(lease);
+                    table.segments.insert(extent.segment);
+                    Entry::Sealed(extent)
+                }
+                // The entry follows when it is back.
+                Leased::Restoring(lease) => {
+                    table.leases.push(lease);
+                    Entry::Pending
+                }
+                Leased::Missing => Entry::Failed,
+            },
+        }
+    }
+
+    fn page_of(&self, run: RunId, producer: InvocationId, attempt: u32) -> Option<Extent> {
+        let state = self.attempts.get(&(run, producer)).filter(|a| a.attempt == attempt)?;
+        state.allotment.map(|page| Extent { bytes: PAGE_BYTES, ..page })
+    }
+
+    fn hold(&mut self, table: &mut InputTable, page: Extent) {
+        table.segments.insert(page.segment);
+        if table.held.insert(page)
+            && let Some(hold) = self.store.hold(page)
+        {
+            table.holds.push(hold);
+        }
+    }
+
+    /// A source of a running attempt has changed.
+    pub(super) fn relink(&mut self, run: RunId, invocation: InvocationId, input: u16) {
+        let Some(attempt) = self.attempts.get_mut(&(run, invocation)) else { return };
+        let owner = Owner { run, invocation, attempt: attempt.attempt };
+        let (Some(mut table), Some(workflow)) = (attempt.table.take(), self.workflow(run)) else { return };
+        let linked = self.link(owner, &workflow, &mut table, input as usize);
+        let segments: Vec<_> = table.segments.iter().copied().collect();
+        let Some(attempt) = self.attempts.get_mut(&(run, invocation)) else { return };
+        let phase = attempt.phase;
+        if let Phase::Running(worker) = phase {
+            for segment in segments {
+                self.show_segment(worker, segment, false);
+            }
+        }
+        if let Some(writer) = &table.writer {
+            writer.wake();
+        }
+        if let Some(attempt) = self.attempts.get_mut(&(run, invocation)) {
+            attempt.table = Some(table);
+        }
+        if let Err(message) = linked {
+            // It cannot be told of its inputs any more.
+            match phase {
+                Phase::Running(worker) => {
+                    if let Some(attempt) = self.attempts.get_mut(&(run, invocation)) {
+                        attempt.misbehaved = Some(message);
+                    }
+                    self.pools.kill(worker);
+                }
+                Phase::Memory(_) | Phase::Worker => self.fail(run, invocation, "StoreFull", message),
+            }
+        }
+    }
+
+    /// Looks at all tables of a run again.
+    pub(super) fn relink_run(&mut self, run: RunId) {
+        let linked = |(job, attempt): (&Job, &Attempt)| attempt.table.as_ref().map(|t| (job.1, t.values.len()));
+        let from = (run, InvocationId { step: 0, item: 0 });
+        let to = (run, InvocationId { step: u32::MAX, item: u32::MAX });
+        let jobs: Vec<_> = self.attempts.range(from..=to).filter_map(linked).collect();
+        for (invocation, inputs) in jobs {
+            (0..inputs).for_each(|input| self.relink(run, invocation, input as u16));
+        }
+    }
+
+    /// Gives a table's memory, leases and holds back.
+    pub(super) fn drop_table(&mut self, owner: Owner, table: InputTable) {
+        table.leases.into_iter().for_each(|lease| self.store.unlease(lease));
+        table.holds.into_iter().for_each(|hold| self.store.unhold(hold));
+        for extent in table.memory {
+            if let Err(error) = self.store.give_back(owner, extent) {
+                unreachable!("a table's own memory was refused: {error}");
+            }
+        }
+    }
+
+    /// Hands an attempt to the process that will execute it.
+    pub(super) fn dispatch(&mut self, worker: WorkerId, job: Job) {
+        let (run, invocation) = job;
+        let (Some(workflow), Some(attempt)) = (self.workflow(run), self.attempts.get_mut(&job)) else {
+            return self.pools.done(worker, false);
+        };
+        attempt.phase = Phase::Running(worker);
+        let owner = Owner { run, invocation, attempt: attempt.attempt };
+        let cold = attempt.cold;
+        let (Some(table), Some(allotment)) = (&attempt.table, attempt.allotment) else {
+            unreachable!("an attempt asks for a worker when it has its memory");
+        };
+        let step = &workflow.graph.steps[invocation.step as usize];
+        let spec = &workflow.steps[invocation.step as usize];
+        let inputs = step.inputs.iter().zip(&table.values);
+        let inputs = inputs.map(|(port, value)| Input { name: port.name.clone(), ty: port.ty, value: value.clone() });
+        let mut invoke = Invoke {
+            run,
+            invocation,
+            attempt: owner.attempt,
+            workflow: workflow.graph.name.clone(),
+            step: step.name.clone(),
+            allotment,
+            table: table.memory.first().copied().unwrap_or_default(),
+            inputs: inputs.collect(),
+            outputs: Vec::new(),
+            spin_us: self.config.spin_us,
+            timeout_ms: step.timeout_ms,
+            threads: step.cpu_milli.div_ceil(1000).max(1),
+        };
+        let segments: Vec<_> = table.segments.iter().copied().collect();
+        invoke.outputs = self.outputs(owner, step, allotment);
+        let granted = invoke.outputs.iter().filter_map(|o| o.granted);
+        for extent in granted.chain([allotment]) {
+            self.show_segment(worker, extent.segment, true);
+        }
+        for segment in segments {
+            self.show_segment(worker, segment, false);
+        }
+        if let Some(process) = self.pools.worker(worker) {
+            let label = if step.foreach.is_some() { format!("{}[{}]", step.name, invocation.item) } else { step.name.clone() };
+            process.tail.begin(&label);
+            if spec.memory_bytes > 0 {
+                self.watchdog.watch(worker, process.pid, spec.memory_bytes);
+            }
+        }
+        if let Some(state) = self.runs.get(&run) {
+            state.watch.record(Record { at: self.now(), invocation, attempt: owner.attempt, what: What::Dispatched { cold } });
+        }
+        self.command(worker, &Command::Invoke(invoke));
+    }
+
+    /// The output ports, with memory for those whose size is known to exceed the allotment.
+    fn outputs(&mut self, owner: Owner, step: &dflow_core::graph::Step, allotment: Extent) -> Vec<Output> {
+        let room = allotment.bytes / 2;
+        let port = |port: &dflow_core::graph::OutputPort| {
+            let known = port.hint_bytes > room && !port.file && port.kind != PortKind::Many;
+            let granted = known.then(|| self.store.reserve(owner, port.hint_bytes, Purpose::Output)).and_then(|r| match r {
+                Reserve::Granted(extent) => Some(extent),
+                Reserve::Waiting(ticket) => {
+                    self.store.cancel(ticket);
+                    None
+                }
+                Reserve::Refused(_) => None,
+            });
+            Output {
+                name: port.name.clone(),
+                ty: port.ty,
+                kind: port.kind,
+                granted,
+                bytes_max: port.bytes_max,
+                items_max: port.items_max,
+                file: port.file,
+            }
+        };
+        step.outputs.iter().map(port).collect()
+    }
+
+    /// Gives a worker a segment of its own besides the main one, unless it has it.
+    pub(super) fn show_segment(&mut self, worker: WorkerId, segment: SegmentId, writable: bool) {
+        let arena = self.store.arena().clone();
+        let Some(worker) = self.pools.worker(worker).filter(|w| !w.knows(segment)) else { return };
+        if let Some((fd, bytes)) = arena.segment(segment)
+            && let Err(error) = worker.show(segment, fd.as_fd(), bytes, writable)
+        {
+            tracing::warn!(%error, ?segment, "a segment could not be shown");
+        }
+    }
+
+    /// An object in a segment of its own is about to be named on a page: its readers need the
+    /// segment before they look.
+    pub(super) fn share_segment(&mut self, extent: Extent, producer: Job) {
+        if extent.segment == SegmentId(0) {
+            return;
+        }
+        let Some(page) = self.attempts.get(&producer).and_then(|a| a.allotment) else { return };
+        let page = Extent { bytes: PAGE_BYTES, ..page };
+        let reader = |a: &Attempt| match a.phase {
+            Phase::Running(worker) if a.table.as_ref().is_some_and(|t| t.held.contains(&page)) => Some(worker),
+            _ => None,
+        };
+        let readers: Vec<_> = self.attempts.values().filter_map(reader).collect();
+        for worker in readers {
+            self.show_segment(worker, extent.segment, false);
+        }
+    }
+
+    fn workflow(&self, run: RunId) -> Option<Arc<Workflow>> {
+        self.runs.get(&run).map(|state| state.workflow.clone())
+    }
+}
+
+fn set(table: &mut InputTable, index: usize, entry: Entry) {
+    if let Some(writer) = &mut table.writer {
+        writer.set(index, entry);
+    }
+}

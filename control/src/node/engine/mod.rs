@@ -1,0 +1,378 @@
+//! The engine: one thread that owns the scheduler, the store and the pools.
+//!
+//! It sleeps in `select`, which only waits; everything that changes state is a plain call in
+//! `turn`, in a fixed order: requests, function processes, clock, then events until none is left.
+
+mod effects;
+mod inputs;
+mod memory;
+mod reports;
+mod runs;
+mod values;
+
+use super::config::NodeConfig;
+use super::error::StartError;
+use super::logs::{LogLines, Logs};
+use super::pool::{PoolId, Pools};
+use super::spill::Spiller;
+use super::view::Watch;
+use super::watchdog::Watchdog;
+use super::{NodeStats, RunResult};
+use crate::workflow::Workflow;
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
+use dflow_core::graph::StartPolicy;
+use dflow_core::scheduler::{Capacity, Effect, Event, Scheduler};
+use dflow_dataplane::LocalStore;
+use dflow_proto::link::Times;
+use dflow_proto::store::{Lease, Owner, Ticket};
+use dflow_shm::page::PageNode;
+use dflow_proto::ids::Extent;
+use dflow_proto::{InvocationId, RunId, Tick, WorkerId};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::stage::{Staged, StageGrant};
+use memory::Waiter;
+
+/// Requests that may queue; a program that submits faster than the engine takes is held back.
+const REQUESTS_MAX: usize = 1024;
+/// The doorbell's mark in epoll; other marks are those of the pools' sockets.
+const DOORBELL: u64 = u64::MAX;
+/// Longest sleep, so that idle pools are looked at now and then.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// What a program asks of the engine.
+pub(super) enum Request {
+    /// Name a new run and keep memory for its inputs under that name.
+    Open { reply: Sender<RunId> },
+    /// Memory for one input of an opened run.
+    Stage { run: RunId, bytes: u64, file: bool, reply: Sender<StageGrant> },
+    /// Begin an opened run.
+    Submit { workflow: Arc<Workflow>, start: Option<StartPolicy>, staged: Staged, done: Sender<RunResult>, reply: Sender<Watch> },
+    /// Forget an opened run that could not begin, or the outputs of one that has ended.
+    Forget { run: RunId },
+    /// End a run.
+    Cancel { run: RunId, reason: String },
+    /// The watchdog found a function that uses too much memory.
+    OverMemory { worker: WorkerId, used_bytes: u64, limit_bytes: u64 },
+    /// A spill job is done.
+    Spilled(super::spill::Done),
+    /// Numbers.
+    Stats { reply: Sender<NodeStats> },
+    /// End everything.
+    Shutdown,
+}
+
+/// The sending end: queue, then ring.
+#[derive(Clone)]
+pub(super) struct Requests {
+    queue: Sender<Request>,
+    doorbell: Arc<OwnedFd>,
+}
+
+/// The engine is gone.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+impl Requests {
+    /// Queues a request; waits while the queue is full.
+    pub(super) fn send(&self, request: Request) -> Result<(), Gone> {
+        self.queue.send(request).map_err(|_| Gone)?;
+        // A doorbell that overflows is ringing already.
+        let _ = rustix::io::write(&*self.doorbell, &1u64.to_ne_bytes());
+        Ok(())
+    }
+}
+
+impl From<Gone> for super::error::SubmitError {
+    fn from(_: Gone) -> Self {
+        super::error::SubmitError::NodeGone
+    }
+}
+
+/// What the engine knows of a run beyond what the scheduler does.
+struct RunState {
+    workflow: Arc<Workflow>,
+    watch: Watch,
+    /// The pool of each function.
+    pools: Vec<PoolId>,
+    /// JSON lists that foreach steps iterate.
+    lists: BTreeMap<u32, values::JsonList>,
+    /// Bytes the last invocation of each step wrote, as a hint for the next one's allotment.
+    wrote: Vec<u64>,
+    done: Option<Sender<RunResult>>,
+    /// Leases of outputs that the program still looks at.
+    outputs: Vec<Lease>,
+}
+
+/// One attempt between its start and its end.
+struct Attempt {
+    attempt: u32,
+    phase: Phase,
+    /// It had to wait for a process.
+    cold: bool,
+    /// A kill is under way; its death is no crash.
+    stopping: bool,
+    /// It was killed for memory: bytes used, bytes allowed.
+    over_memory: Option<(u64, u64)>,
+    /// It was killed for breaking the protocol: how.
+    misbehaved: Option<String>,
+    blocked: bool,
+    /// Its first memory, whose first page is its page.
+    allotment: Option<Extent>,
+    page: Option<PageNode>,
+    table: Option<inputs::InputTable>,
+    times: Times,
+}
+
+/// What an attempt waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Store memory.
+    Memory(Ticket),
+    /// A function process.
+    Worker,
+    /// Its end.
+    Running(WorkerId),
+}
+
+impl Attempt {
+    fn new(attempt: u32) -> Self {
+        Attempt { attempt, phase: Phase::Worker, cold: false, stopping: false, over_memory: None, misbehaved: None, blocked: false, allotment: None, page: None, table: None, times: Times::default() }
+    }
+}
+
+/// The state of a node.
+struct Engine {
+    config: NodeConfig,
+    origin: Instant,
+    scheduler: Scheduler,
+    store: LocalStore,
+    pools: Pools,
+    spiller: Option<Spiller>,
+    runs: BTreeMap<RunId, RunState>,
+    attempts: BTreeMap<(RunId, InvocationId), Attempt>,
+    /// Who waits for which reservation.
+    waiting: BTreeMap<Ticket, Waiter>,
+    /// Questions that wait for an object to come back from disk, and the leases that bring it.
+    parked: Vec<values::Parked>,
+    restoring: Vec<Lease>,
+    /// Attempts that are over, until the scheduler has had their readers' tables rewritten.
+    retired: Vec<(Owner, bool, Attempt)>,
+    /// Scratch of `take_reports`.
+    reporting: Vec<WorkerId>,
+    events: VecDeque<Event>,
+    effects: Vec<Effect>,
+    requests: Receiver<Request>,
+    sender: Requests,
+    epoll: OwnedFd,
+    logs: Logs,
+    watchdog: Watchdog,
+    /// Since when reservations wait while nothing runs.
+    stalled_since: Option<Tick>,
+    next_run: u64,
+    tokens_wanted: bool,
+    stop: bool,
+}
+
+/// Starts the engine thread.
+pub(super) fn start(config: NodeConfig) -> Result<(Requests, LogLines, JoinHandle<()>), StartError> {
+    let system = |what| move |source: std::io::Error| StartError::System { what, source };
+    let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(|e| system("make an eventfd")(e.into()))?;
+    let doorbell = Arc::new(doorbell);
+    let (queue, requests) = bounded(REQUESTS_MAX);
+    let sender = Requests { queue, doorbell };
+    let logs = Logs::start().map_err(system("start the log thread"))?;
+    let lines = logs.lines();
+    let own = sender.clone();
+    let watchdog = Watchdog::start(move |worker, used_bytes, limit_bytes| {
+        // A node that is gone has no functions to hold to their limits.
+        let _ = own.send(Request::OverMemory { worker, used_bytes, limit_bytes });
+    })
+    .map_err(system("start the watchdog thread"))?;
+    let engine = Engine::new(config, sender.clone(), requests, logs, watchdog)?;
+    let thread = std::thread::Builder::new()
+        .name("dflow-engine".into())
+        .spawn(move || engine.run())
+        .map_err(system("start the engine thread"))?;
+    Ok((sender, lines, thread))
+}
+
+impl Engine {
+    fn new(config: NodeConfig, sender: Requests, requests: Receiver<Request>, logs: Logs, watchdog: Watchdog) -> Result<Self, StartError> {
+        let system = |what| move |source: rustix::io::Errno| StartError::System { what, source: source.into() };
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system("make an epoll set"))?;
+        epoll::add(&epoll, sender.doorbell.as_fd(), epoll::EventData::new_u64(DOORBELL), epoll::EventFlags::IN)
+            .map_err(system("watch the doorbell"))?;
+        let (store, spiller) = memory::open(&config, &sender)?;
+        let pools = Pools::new(&config, store.arena(), &epoll, sender.doorbell.clone(), logs.clone())?;
+        Ok(Engine {
+            scheduler: Scheduler::new(Capacity { cpu_milli: config.cpu_milli, slots: config.slots }),
+            origin: Instant::now(),
+            store,
+            pools,
+            spiller,
+            runs: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            parked: Vec::new(),
+            restoring: Vec::new(),
+            retired: Vec::new(),
+            reporting: Vec::new(),
+            events: VecDeque::new(),
+            effects: Vec::new(),
+            requests,
+            sender,
+            epoll,
+            logs,
+            watchdog,
+            stalled_since: None,
+            next_run: 1,
+            tokens_wanted: false,
+            stop: false,
+            config,
+        })
+    }
+
+    fn run(mut self) {
+        let mut ready = Vec::new();
+        while !self.stop {
+            self.select(&mut ready);
+            self.turn(&ready);
+        }
+        self.pools.shutdown();
+    }
+
+    fn now(&self) -> Tick {
+        Tick(self.origin.elapsed().as_micros() as u64)
+    }
+
+    /// Waits for the doorbell, a socket of the pools, or the next deadline.
+    fn select(&mut self, ready: &mut Vec<u64>) {
+        ready.clear();
+        let spin_until = Instant::now() + Duration::from_micros(u64::from(self.config.spin_us));
+        while Instant::now() < spin_until {
+            if self.pools.any_report() || !self.requests.is_empty() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let deadline = [self.scheduler.deadline(), self.pools.deadline()].into_iter().flatten().min();
+        let sleep = deadline.map_or(SLEEP_MAX, |d| Duration::from_micros(d.since_us(self.now()))).min(SLEEP_MAX);
+        // Workers ring only a sleeper. Having said that it sleeps, the engine must look once more:
+        // what was pushed before the word was seen has rung no bell.
+        self.pools.node_page().sleep();
+        let idle = !self.pools.any_report() && self.requests.is_empty();
+        let timeout = if idle { sleep } else { Duration::ZERO };
+        let timeout = rustix::event::Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+        let count = epoll::wait(&self.epoll, events.as_mut_slice(), Some(&timeout)).unwrap_or(0);
+        self.pools.node_page().awake();
+        for event in &events[..count] {
+            match event.data.u64() {
+                DOORBELL => {
+                    let mut word = [0u8; 8];
+                    // Empty is fine: the bell only wakes.
+                    let _ = rustix::io::read(&*self.sender.doorbell, &mut word);
+                }
+                mark => ready.push(mark),
+            }
+        }
+    }
+
+    /// Takes in all that happened, then acts until nothing follows any more.
+    fn turn(&mut self, ready: &[u64]) {
+        self.take_requests();
+        self.take_reports();
+        for mark in ready {
+            self.pools.readable(*mark);
+        }
+        self.pools.tick(self.now());
+        self.take_pool_events();
+        if self.scheduler.deadline().is_some_and(|d| d <= self.now()) {
+            self.events.push_back(Event::Wake);
+        }
+        self.settle();
+    }
+
+    /// Feeds the scheduler and the store until neither has anything left to say.
+    fn settle(&mut self) {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                let mut effects = std::mem::take(&mut self.effects);
+                self.scheduler.handle(self.now(), event, &mut effects);
+                for effect in effects.drain(..) {
+                    self.apply(effect);
+                }
+                self.effects = effects;
+            } else if !self.take_apart() && !self.take_store_effects() && !self.take_pool_events() && !self.relieve() {
+                break;
+            }
+        }
+        self.want_tokens(self.scheduler.load().ready > 0);
+    }
+
+    /// Tells workers whether someone waits for a CPU token, so that those who fall asleep ring.
+    fn want_tokens(&mut self, wanted: bool) {
+        if wanted != self.tokens_wanted {
+            self.tokens_wanted = wanted;
+            self.pools.node_page().want_tokens(wanted);
+            // What was reported silently before the word was out is found by the look that
+            // `select` takes before it sleeps.
+        }
+    }
+
+    fn take_requests(&mut self) {
+        loop {
+            match self.requests.try_recv() {
+                Ok(request) => self.request(request),
+                Err(TryRecvError::Empty) => return,
+                // The engine holds a sender of its own, so this cannot be; ending is right anyway.
+                Err(TryRecvError::Disconnected) => {
+                    self.stop = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Open { reply } => {
+                let run = RunId(self.next_run);
+                self.next_run += 1;
+                // A submitter that went away leaves an empty name behind.
+                let _ = reply.send(run);
+            }
+            Request::Stage { run, bytes, file, reply } => self.stage(run, bytes, file, reply),
+            Request::Submit { workflow, start, staged, done, reply } => {
+                let watch = self.submit(workflow, start, staged, done);
+                let _ = reply.send(watch);
+            }
+            Request::Forget { run } => self.forget(run),
+            Request::Cancel { run, reason } => self.events.push_back(Event::Cancel { run, reason }),
+            Request::OverMemory { worker, used_bytes, limit_bytes } => self.over_memory(worker, used_bytes, limit_bytes),
+            Request::Spilled(done) => self.spilled(done),
+            Request::Stats { reply } => {
+                let _ = reply.send(self.stats());
+            }
+            Request::Shutdown => self.stop = true,
+        }
+    }
+
+    fn stats(&self) -> NodeStats {
+        let (workers, zygotes) = self.pools.count();
+        NodeStats {
+            store: self.store.stats(),
+            load: self.scheduler.load(),
+            workers,
+            zygotes,
+            huge_pages: self.store.arena().huge_pages().to_string(),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! A DFlow node: one engine thread that owns the scheduler, the store and the pools, and the handle
+//! by which a program submits runs and takes results.
+//!
+//! ```text
+//!   Node ──requests──▶ engine ──commands──▶ workers        (rings of shared memory)
+//!        ◀──views────         ◀──reports───
+//!                      │  ▲
+//!                      ▼  │ effects and events, by plain calls
+//!               Scheduler, Store (pure)
+//! ```
+
+mod config;
+mod engine;
+mod error;
+mod logs;
+mod object;
+mod pool;
+mod spill;
+mod stage;
+mod view;
+mod watchdog;
+
+pub use config::{Libexec, NodeConfig};
+pub use error::{RunFailure, StartError, SubmitError};
+pub use logs::{LogLine, LogLines};
+pub use object::{ObjectView, OutputValue};
+pub use view::{Journal, Record, RunView, StepView, Watch, What};
+
+use crate::workflow::Workflow;
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+use dflow_core::graph::StartPolicy;
+use dflow_core::scheduler::Load;
+use dflow_proto::RunId;
+use dflow_proto::store::Stats;
+use engine::{Request, Requests};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A run to be.
+#[derive(Clone, Debug)]
+pub struct RunSpec {
+    /// The checked workflow.
+    pub workflow: Arc<Workflow>,
+    /// Values by input name; what is not named takes its default.
+    pub inputs: Vec<(String, Given)>,
+    /// Overrides the start policy of every step.
+    pub start: Option<StartPolicy>,
+}
+
+/// The value of an input.
+#[derive(Clone, Debug)]
+pub enum Given {
+    /// As a word of a command line.
+    Text(String),
+    /// As JSON.
+    Json(serde_json::Value),
+    /// The content of a file.
+    File(PathBuf),
+}
+
+/// The outputs of a run by name, or why there are none.
+pub type RunResult = Result<Vec<(String, OutputValue)>, RunFailure>;
+
+/// A node in this process. Dropping it ends its runs and its function processes.
+pub struct Node {
+    requests: Requests,
+    logs: LogLines,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A run that has been submitted.
+pub struct RunHandle {
+    watch: Watch,
+    result: Receiver<RunResult>,
+    requests: Requests,
+}
+
+/// What a node uses at one moment.
+#[derive(Clone, Debug)]
+pub struct NodeStats {
+    /// Memory and objects.
+    pub store: Stats,
+    /// Tokens and slots.
+    pub load: Load,
+    /// Function processes alive.
+    pub workers: u32,
+    /// Fork servers alive.
+    pub zygotes: u32,
+    /// Whether huge pages back the store, in words.
+    pub huge_pages: String,
+}
+
+impl Node {
+    /// Starts the engine. Function processes are started by runs.
+    ///
+    /// # Errors
+    /// When this machine lacks what a node needs; the error says what to do.
+    pub fn start(config: NodeConfig) -> Result<Node, StartError> {
+        if let Some(path) = config.libexec.missing() {
+            return Err(StartError::Missing { path: path.into() });
+        }
+        let (requests, logs, thread) = engine::start(config)?;
+        Ok(Node { requests, logs, thread: Some(thread) })
+    }
+
+    /// Begins a run. Inputs are checked against their types and put into the store by the calling
+    /// thread.
+    ///
+    /// # Errors
+    /// When an input is missing, mistyped, too large or unreadable, or the store cannot take it.
+    pub fn submit(&self, spec: RunSpec) -> Result<RunHandle, SubmitError> {
+        let staged = stage::stage(&self.requests, &spec)?;
+        let (tx, result) = bounded(1);
+        let (reply, accepted) = bounded(1);
+        self.requests.send(Request::Submit {
+            workflow: spec.workflow,
+            start: spec.start,
+            staged,
+            done: tx,
+            reply,
+        })?;
+        let watch = accepted.recv().map_err(|_| SubmitError::NodeGone)?;
+        Ok(RunHandle { watch, result, requests: self.requests.clone() })
+    }
+
+    /// What functions have printed since the last call of [`LogLines::take`].
+    pub fn logs(&self) -> &LogLines {
+        &self.logs
+    }
+
+    /// What the node uses now; `None` if its engine is gone.
+    pub fn stats(&self) -> Option<NodeStats> {
+        let (reply, stats) = bounded(1);
+        self.requests.send(Request::Stats { reply }).ok()?;
+        stats.recv().ok()
+    }
+
+    /// Ends all runs and function processes and waits until they are gone.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // An engine that is gone already needs no word, and its panic has been printed.
+            let _ = self.requests.send(Request::Shutdown);
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl RunHandle {
+    /// The run's id.
+    pub fn id(&self) -> RunId {
+        self.watch.run
+    }
+
+    /// Its state and journal.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Waits for the result, at most `timeout`; `None` if it is not there yet. The result is
+    /// handed out once.
+    pub fn wait(&self, timeout: Option<Duration>) -> Option<RunResult> {
+        let Some(timeout) = timeout else {
+            return Some(self.result.recv().unwrap_or(Err(RunFailure::NodeGone)));
+        };
+        match self.result.recv_timeout(timeout) {
+            Ok(result) => Some(result),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Err(RunFailure::NodeGone)),
+        }
+    }
+
+    /// Ends the run; its result then tells `reason`.
+    pub fn cancel(&self, reason: &str) {
+        // A run whose node is gone has ended.
+        let _ = self.requests.send(Request::Cancel { run: self.watch.run, reason: reason.into() });
+    }
+}

@@ -1,0 +1,547 @@
+//! Pools of pre-forked function processes.
+//!
+//! A pool belongs to one function: a *zygote* that has loaded its code, and the *workers* it forked.
+//!
+//! ```text
+//!   zygote:  none ──spawn──▶ loading ──Loaded──▶ serving ──gone──▶ none
+//!                              └──LoadFailed, late──▶ broken ──a second──▶ none
+//!
+//!   worker:  forking ──Ready──▶ idle ◀──job──▶ busy ──tainted, killed──▶ dying ──Exited──▶ (gone)
+//!                                 └──kept too long, used up──────────────▲
+//! ```
+//!
+//! A job that finds no idle worker waits in its pool's queue; the pool forks for the queue.
+
+mod launch;
+mod worker;
+
+pub(crate) use worker::{State, Worker};
+
+use super::config::NodeConfig;
+use super::error::StartError;
+use super::logs::Logs;
+use crate::workflow::FunctionSpec;
+use dflow_dataplane::Arena;
+use dflow_proto::zygote::{Exit, FromZygote, ToZygote};
+use dflow_proto::{InvocationId, RunId, SegmentId, Tick, WorkerId};
+use dflow_shm::link::NodePageWriter;
+use launch::Zygote;
+use rustix::event::epoll;
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Zygotes that may die in a row before the pool is given up for a while.
+const ZYGOTE_DEATHS_MAX: u32 = 3;
+/// How long a broken pool answers with its error before it is tried anew.
+const BROKEN_MS: u64 = 1000;
+/// How long a worker that was told to retire may take.
+const RETIRE_MS: u64 = 2000;
+/// How long zygotes may take to end their workers at shutdown.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// What a worker executes: one attempt of this invocation.
+pub(crate) type Job = (RunId, InvocationId);
+
+/// Names a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PoolId(u32);
+
+/// What happened in the pools.
+#[derive(Debug)]
+pub(crate) enum PoolEvent {
+    /// A worker is there for a job that waited.
+    Ready { worker: WorkerId, job: Job },
+    /// A job that waited cannot be executed.
+    Broken { job: Job, message: String },
+    /// A worker's process is gone. Its last reports may still be in its ring: take them, then
+    /// [`Pools::bury`] it.
+    Exited { worker: WorkerId, exit: Exit },
+}
+
+struct Pool {
+    spec: Arc<FunctionSpec>,
+    dir: PathBuf,
+    zygote: ZygoteState,
+    /// Last used first: it is the one whose caches and page tables are warm.
+    idle: Vec<WorkerId>,
+    queue: VecDeque<Job>,
+    /// Workers that exist or are being made, dying ones excepted.
+    alive: u32,
+    /// Workers being made.
+    coming: u32,
+    /// Zygotes that died since the last one that made a worker.
+    deaths: u32,
+}
+
+enum ZygoteState {
+    None,
+    Loading { zygote: Zygote, late: Tick, forks: u32 },
+    Serving(Zygote),
+    Broken { message: String, until: Tick },
+}
+
+/// All pools of a node.
+pub(crate) struct Pools {
+    pools: Vec<Pool>,
+    workers: BTreeMap<WorkerId, Worker>,
+    events: VecDeque<PoolEvent>,
+    next_worker: u64,
+    now: Tick,
+    config: NodeConfig,
+    arena: Arc<Arena>,
+    page: NodePageWriter,
+    epoll: OwnedFd,
+    doorbell: Arc<OwnedFd>,
+    logs: Logs,
+}
+
+impl Pools {
+    /// No pools yet. Sockets of zygotes are added to `epoll`, marked for [`Pools::readable`].
+    pub(crate) fn new(
+        config: &NodeConfig,
+        arena: &Arc<Arena>,
+        epoll: &OwnedFd,
+        doorbell: Arc<OwnedFd>,
+        logs: Logs,
+    ) -> Result<Self, StartError> {
+        let system = |source| StartError::System { what: "share the epoll set", source };
+        let page = NodePageWriter::new(arena.map())
+            .map_err(|e| StartError::System { what: "use the node page", source: std::io::Error::other(e) })?;
+        Ok(Pools {
+            pools: Vec::new(),
+            workers: BTreeMap::new(),
+            events: VecDeque::new(),
+            next_worker: 1,
+            now: Tick(0),
+            config: config.clone(),
+            arena: arena.clone(),
+            page,
+            epoll: epoll.try_clone().map_err(system)?,
+            doorbell,
+            logs,
+        })
+    }
+
+    /// The page by which workers know whether to ring.
+    pub(crate) fn node_page(&self) -> &NodePageWriter {
+        &self.page
+    }
+
+    /// The pool of a function; equal functions of the same folder share one.
+    pub(crate) fn find(&mut self, spec: &FunctionSpec, dir: &Path) -> PoolId {
+        let known = |p: &Pool| *p.spec == *spec && p.dir == dir;
+        if let Some(index) = self.pools.iter().position(known) {
+            return PoolId(index as u32);
+        }
+        let id = PoolId(self.pools.len() as u32);
+        self.pools.push(Pool {
+            spec: Arc::new(spec.clone()),
+            dir: dir.to_path_buf(),
+            zygote: ZygoteState::None,
+            idle: Vec::new(),
+            queue: VecDeque::new(),
+            alive: 0,
+            coming: 0,
+            deaths: 0,
+        });
+        id
+    }
+
+    /// An idle worker, now busy with `job`; or `None`, and the job waits for
+    /// [`PoolEvent::Ready`] or [`PoolEvent::Broken`].
+    pub(crate) fn request(&mut self, id: PoolId, job: Job) -> Option<WorkerId> {
+        let pool = &mut self.pools[id.0 as usize];
+        if let Some(worker) = pool.idle.pop() {
+            self.occupy(worker, job);
+            return Some(worker);
+        }
+        pool.queue.push_back(job);
+        self.grow(id, 0);
+        None
+    }
+
+    /// Takes a waiting job back.
+    pub(crate) fn withdraw(&mut self, job: Job) {
+        for pool in &mut self.pools {
+            pool.queue.retain(|j| *j != job);
+        }
+        self.events.retain(|e| !matches!(e, PoolEvent::Broken { job: j, .. } if *j == job));
+        // A worker that was already found for it is free again.
+        let found = self.events.iter().position(|e| matches!(e, PoolEvent::Ready { job: j, .. } if *j == job));
+        if let Some(PoolEvent::Ready { worker, .. }) = found.and_then(|i| self.events.remove(i)) {
+            self.free(worker);
+        }
+    }
+
+    /// Has at least `workers` exist (idle, busy or being made), within the pool's maximum.
+    pub(crate) fn warm(&mut self, id: PoolId, workers: u32) {
+        if workers > 0 {
+            self.grow(id, workers);
+        }
+    }
+
+    /// Forks for the queue, and up to `warm` workers in all.
+    fn grow(&mut self, id: PoolId, warm: u32) {
+        let pool = &mut self.pools[id.0 as usize];
+        let queued = (pool.queue.len() as u32).saturating_sub(pool.coming);
+        let missing = queued.max(warm.saturating_sub(pool.alive)).min(pool.spec.pool.max.saturating_sub(pool.alive));
+        if missing == 0 {
+            return;
+        }
+        match &mut pool.zygote {
+            ZygoteState::Broken { message, until } if *until > self.now => {
+                let message = message.clone();
+                let broken = pool.queue.drain(..).map(|job| PoolEvent::Broken { job, message: message.clone() });
+                self.events.extend(broken);
+                return;
+            }
+            ZygoteState::Loading { forks, .. } => {
+                *forks += missing;
+                pool.alive += missing;
+                pool.coming += missing;
+                return;
+            }
+            ZygoteState::Serving(_) => {}
+            ZygoteState::None | ZygoteState::Broken { .. } => {
+                self.spawn(id, missing);
+                return;
+            }
+        }
+        pool.alive += missing;
+        pool.coming += missing;
+        for _ in 0..missing {
+            self.fork(id);
+        }
+    }
+
+    fn spawn(&mut self, id: PoolId, forks: u32) {
+        let pool = &mut self.pools[id.0 as usize];
+        let mark = u64::from(id.0);
+        match Zygote::spawn(&pool.spec, &pool.dir, &self.config, mark, &self.logs) {
+            Ok(zygote) => {
+                if let Err(error) =
+                    epoll::add(&self.epoll, zygote.socket(), epoll::EventData::new_u64(mark), epoll::EventFlags::IN)
+                {
+                    self.break_pool(id, format!("cannot watch the fork server: {error}"));
+                    return;
+                }
+                pool.alive += forks;
+                pool.coming += forks;
+                let late = self.now.after_ms(self.config.load_timeout_s * 1000);
+                pool.zygote = ZygoteState::Loading { zygote, late, forks };
+            }
+            Err(message) => self.break_pool(id, message),
+        }
+    }
+
+    fn fork(&mut self, id: PoolId) {
+        let worker = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        let pool = &mut self.pools[id.0 as usize];
+        let ZygoteState::Serving(zygote) = &pool.zygote else { return };
+        match Worker::fork(worker, id, zygote, &self.arena, &self.doorbell, &self.logs) {
+            Ok(state) => drop(self.workers.insert(worker, state)),
+            Err(message) => {
+                pool.alive -= 1;
+                pool.coming -= 1;
+                self.fail_queue(id, &message);
+            }
+        }
+    }
+
+    /// The pool cannot make workers: all that waits for one fails with `message`.
+    fn break_pool(&mut self, id: PoolId, message: String) {
+        let pool = &mut self.pools[id.0 as usize];
+        pool.alive -= pool.coming;
+        pool.coming = 0;
+        let broken = ZygoteState::Broken { message: message.clone(), until: self.now.after_ms(BROKEN_MS) };
+        if let ZygoteState::Loading { zygote, .. } = std::mem::replace(&mut pool.zygote, broken) {
+            zygote.kill(&self.logs);
+        }
+        self.fail_queue(id, &message);
+    }
+
+    fn fail_queue(&mut self, id: PoolId, message: &str) {
+        let queue = std::mem::take(&mut self.pools[id.0 as usize].queue);
+        self.events.extend(queue.into_iter().map(|job| PoolEvent::Broken { job, message: message.into() }));
+    }
+
+    fn occupy(&mut self, worker: WorkerId, job: Job) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.state = State::Busy(job);
+            worker.uses += 1;
+        }
+    }
+
+    /// The worker has nothing to do: the next job in its queue, or idle.
+    fn free(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let pool = &mut self.pools[worker.pool.0 as usize];
+        if let Some(job) = pool.queue.pop_front() {
+            self.occupy(id, job);
+            self.events.push_back(PoolEvent::Ready { worker: id, job });
+        } else {
+            worker.state = State::Idle { since: self.now };
+            pool.idle.push(id);
+        }
+    }
+
+    /// The worker has said that it is up.
+    pub(crate) fn ready(&mut self, id: WorkerId, pid: u32) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.pid == 0 {
+            // The zygote's own word is still on its way.
+            worker.pid = pid;
+        }
+        if worker.state == State::Forking {
+            let pool = &mut self.pools[worker.pool.0 as usize];
+            pool.coming -= 1;
+            pool.deaths = 0;
+            self.free(id);
+        }
+    }
+
+    /// The worker's job is done; it may have the next one unless it is used up or tainted.
+    pub(crate) fn done(&mut self, id: WorkerId, tainted: bool) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        let uses_max = self.pools[worker.pool.0 as usize].spec.pool.max_uses;
+        if tainted {
+            self.kill(id);
+        } else if uses_max > 0 && worker.uses >= uses_max {
+            self.retire(id);
+        } else {
+            self.free(id);
+        }
+    }
+
+    /// Ends the worker's process group at once. [`PoolEvent::Exited`] follows.
+    pub(crate) fn kill(&mut self, id: WorkerId) {
+        self.let_go(id);
+        let Some(worker) = self.workers.get(&id) else { return };
+        let pool = &self.pools[worker.pool.0 as usize];
+        if let ZygoteState::Serving(zygote) = &pool.zygote {
+            // A zygote that cannot be told is dying, and takes its workers with it.
+            let _ = zygote.send(&ToZygote::Kill { worker: id }, &[]);
+        }
+    }
+
+    /// Asks an idle worker to end.
+    fn retire(&mut self, id: WorkerId) {
+        self.let_go(id);
+        let late = self.now.after_ms(RETIRE_MS);
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.state = State::Dying { job: None, kill_at: Some(late) };
+        if worker.link.send(&dflow_proto::link::Command::Retire).is_err() {
+            self.kill(id);
+        }
+    }
+
+    /// Counts the worker out of its pool; its process goes on until [`Pools::bury`].
+    fn let_go(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let pool = &mut self.pools[worker.pool.0 as usize];
+        match worker.state {
+            State::Dying { .. } => return,
+            State::Forking => {
+                pool.coming -= 1;
+                worker.state = State::Dying { job: None, kill_at: None };
+            }
+            State::Idle { .. } => {
+                pool.idle.retain(|w| *w != id);
+                worker.state = State::Dying { job: None, kill_at: None };
+            }
+            State::Busy(job) => worker.state = State::Dying { job: Some(job), kill_at: None },
+        }
+        pool.alive -= 1;
+    }
+
+    /// Takes a worker whose process is gone out of the books. Returns the job it had and the end of
+    /// what it printed.
+    pub(crate) fn bury(&mut self, id: WorkerId) -> Option<(Option<Job>, String)> {
+        self.let_go(id);
+        let worker = self.workers.remove(&id)?;
+        self.logs.flush(id.0);
+        let text = worker.tail.text();
+        self.logs.remove(id.0);
+        self.grow(worker.pool, self.pools[worker.pool.0 as usize].spec.pool.min_warm.min(1));
+        match worker.state {
+            State::Dying { job, .. } => Some((job, text)),
+            // `let_go` has just made it `Dying`.
+            State::Forking | State::Idle { .. } | State::Busy(_) => None,
+        }
+    }
+
+    /// A zygote's socket can be read.
+    pub(crate) fn readable(&mut self, mark: u64) {
+        let id = PoolId(mark as u32);
+        loop {
+            let Some(pool) = self.pools.get_mut(id.0 as usize) else { return };
+            let (ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote)) = &mut pool.zygote else { return };
+            match zygote.receive() {
+                Ok(Some(message)) => self.zygote_says(id, message),
+                Ok(None) => return,
+                Err(gone) => return self.zygote_gone(id, &gone),
+            }
+        }
+    }
+
+    fn zygote_says(&mut self, id: PoolId, message: FromZygote) {
+        let pool = &mut self.pools[id.0 as usize];
+        match message {
+            FromZygote::Loaded { us } => {
+                tracing::debug!(function = pool.spec.name, us, "loaded");
+                match std::mem::replace(&mut pool.zygote, ZygoteState::None) {
+                    ZygoteState::Loading { zygote, forks, .. } => {
+                        pool.zygote = ZygoteState::Serving(zygote);
+                        (0..forks).for_each(|_| self.fork(id));
+                    }
+                    other => pool.zygote = other,
+                }
+            }
+            FromZygote::LoadFailed { message, traceback } => {
+                let name = &pool.spec.name;
+                let trace = if traceback.is_empty() { String::new() } else { format!("\n{}", traceback.trim_end()) };
+                let message = format!("function {name} cannot be loaded: {message}{trace}");
+                self.break_pool(id, message);
+            }
+            FromZygote::Forked { worker, pid, us } => {
+                tracing::trace!(?worker, pid, us, "forked");
+                if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.pid = pid;
+                }
+            }
+            FromZygote::ForkFailed { worker, message } => {
+                self.let_go(worker);
+                self.workers.remove(&worker);
+                let name = &self.pools[id.0 as usize].spec.name;
+                let message = format!("cannot fork a worker of function {name}: {message}; lower the slots or raise the limit of processes");
+                self.fail_queue(id, &message);
+            }
+            FromZygote::Exited { worker, exit, .. } => self.events.push_back(PoolEvent::Exited { worker, exit }),
+        }
+    }
+
+    /// The zygote is dead, and by the kernel's hand so are its workers.
+    fn zygote_gone(&mut self, id: PoolId, why: &str) {
+        let pool = &mut self.pools[id.0 as usize];
+        pool.deaths += 1;
+        let old = std::mem::replace(&mut pool.zygote, ZygoteState::None);
+        let coming = if let ZygoteState::Loading { .. } = old { std::mem::take(&mut pool.coming) } else { 0 };
+        pool.alive -= coming;
+        let words = match old {
+            ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote) => zygote.last_words(&self.logs),
+            ZygoteState::None | ZygoteState::Broken { .. } => String::new(),
+        };
+        let name = &pool.spec.name;
+        tracing::warn!(function = name, why, "fork server gone");
+        let give_up = pool.deaths >= ZYGOTE_DEATHS_MAX || coming > 0;
+        let message = format!("the fork server of function {name} died ({why}){}{words}", if words.is_empty() { "" } else { ": " });
+        let dead: Vec<_> = self.workers.iter().filter(|(_, w)| w.pool == id).map(|(w, _)| *w).collect();
+        self.events.extend(dead.into_iter().map(|worker| PoolEvent::Exited { worker, exit: Exit::Signal(9) }));
+        if give_up {
+            self.break_pool(id, message);
+        }
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn next_event(&mut self) -> Option<PoolEvent> {
+        self.events.pop_front()
+    }
+
+    /// Looks at the clock: late zygotes, workers kept too long.
+    pub(crate) fn tick(&mut self, now: Tick) {
+        self.now = now;
+        for index in 0..self.pools.len() {
+            let id = PoolId(index as u32);
+            if let ZygoteState::Loading { late, .. } = &self.pools[index].zygote
+                && *late <= now
+            {
+                let name = &self.pools[index].spec.name;
+                let seconds = self.config.load_timeout_s;
+                self.break_pool(id, format!("function {name} was not loaded within {seconds} s"));
+            }
+        }
+        let due: Vec<_> = self.workers.iter().filter(|(_, w)| w.kill_due(now)).map(|(id, _)| *id).collect();
+        for id in due {
+            let Some(worker) = self.workers.get_mut(&id) else { continue };
+            worker.state = State::Dying { job: None, kill_at: None };
+            self.kill(id);
+        }
+        self.retire_idle(now);
+    }
+
+    fn retire_idle(&mut self, now: Tick) {
+        let mut idle: Vec<(Tick, WorkerId)> = Vec::new();
+        let mut kept_too_long = Vec::new();
+        for pool in &self.pools {
+            let spare = pool.idle.len().saturating_sub(pool.spec.pool.min_warm as usize);
+            // The front of the list is what was used longest ago.
+            for worker in pool.idle.iter().take(spare) {
+                let Some(State::Idle { since }) = self.workers.get(worker).map(|w| w.state) else { continue };
+                if now.since_us(since) >= pool.spec.pool.keep_warm_ms * 1000 {
+                    kept_too_long.push(*worker);
+                } else {
+                    idle.push((since, *worker));
+                }
+            }
+        }
+        let excess = idle.len().saturating_sub(self.config.idle_max as usize);
+        if excess > 0 {
+            idle.sort_unstable();
+            kept_too_long.extend(idle.into_iter().take(excess).map(|(_, w)| w));
+        }
+        kept_too_long.into_iter().for_each(|worker| self.retire(worker));
+    }
+
+    /// When [`Pools::tick`] has something to do at the latest.
+    pub(crate) fn deadline(&self) -> Option<Tick> {
+        self.pools
+            .iter()
+            .filter_map(|p| match &p.zygote {
+                ZygoteState::Loading { late, .. } => Some(*late),
+                _ => None,
+            })
+            .min()
+    }
+
+    /// Workers to take reports from.
+    pub(crate) fn ids(&self, into: &mut Vec<WorkerId>) {
+        into.clear();
+        into.extend(self.workers.iter().filter(|(_, w)| !w.link.is_empty()).map(|(id, _)| *id));
+    }
+
+    /// Whether some worker has reported.
+    pub(crate) fn any_report(&self) -> bool {
+        self.workers.values().any(|w| !w.link.is_empty())
+    }
+
+    /// A worker by name.
+    pub(crate) fn worker(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        self.workers.get_mut(&id)
+    }
+
+    /// Takes a segment's descriptor back from all workers, so that its memory can go.
+    pub(crate) fn hide_segment(&mut self, segment: SegmentId) {
+        self.workers.values_mut().for_each(|worker| worker.hide(segment));
+    }
+
+    /// Workers and zygotes alive.
+    pub(crate) fn count(&self) -> (u32, u32) {
+        let alive = |p: &&Pool| matches!(p.zygote, ZygoteState::Loading { .. } | ZygoteState::Serving(_));
+        (self.workers.len() as u32, self.pools.iter().filter(alive).count() as u32)
+    }
+
+    /// Ends all function processes and waits for their zygotes.
+    pub(crate) fn shutdown(self) {
+        let zygotes = self.pools.into_iter().filter_map(|pool| match pool.zygote {
+            ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote) => Some(zygote.hang_up()),
+            ZygoteState::None | ZygoteState::Broken { .. } => None,
+        });
+        let children: Vec<_> = zygotes.collect();
+        let late = Instant::now() + SHUTDOWN;
+        children.into_iter().for_each(|child| launch::await_end(child, late));
+    }
+}

@@ -1,0 +1,190 @@
+//! What people and records see of a run: a snapshot per step, and a journal of what happened.
+//!
+//! The engine writes both as it applies events; readers take snapshots. Nothing here decides.
+
+use dflow_core::graph::Graph;
+use dflow_proto::link::Times;
+use dflow_proto::{InvocationId, RunId, Tick};
+use std::sync::{Arc, Mutex};
+
+/// Records one run may keep; what comes after is counted, not kept.
+const RECORDS_MAX: usize = 4_000_000;
+
+/// The state of a run at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct RunView {
+    /// One entry a step, in the order of the graph.
+    pub steps: Vec<StepView>,
+    /// When it was submitted.
+    pub submitted: Tick,
+    /// When it ended.
+    pub ended: Option<Tick>,
+}
+
+/// The state of one step.
+#[derive(Clone, Debug, Default)]
+pub struct StepView {
+    /// Its name.
+    pub name: String,
+    /// Items known so far, for a foreach.
+    pub items: Option<u32>,
+    /// Waiting for a worker to be forked or a function to be loaded.
+    pub warming: u32,
+    /// Running a function.
+    pub running: u32,
+    /// Of those running, asleep until data appears.
+    pub blocked: u32,
+    /// Ended well.
+    pub done: u32,
+    /// Failed for good.
+    pub failed: u32,
+    /// Attempts that were or will be tried again.
+    pub retried: u32,
+    /// The step was skipped.
+    pub skipped: bool,
+    /// All of it has ended.
+    pub complete: bool,
+    /// Bytes sealed so far.
+    pub bytes: u64,
+    /// When its first invocation started.
+    pub first_start: Option<Tick>,
+    /// When its last invocation ended.
+    pub last_end: Option<Tick>,
+}
+
+/// Something that happened in a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Record {
+    /// When.
+    pub at: Tick,
+    /// To whom; a step without foreach has item 0.
+    pub invocation: InvocationId,
+    /// The try.
+    pub attempt: u32,
+    /// What.
+    pub what: What,
+}
+
+/// Kinds of [`Record`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum What {
+    /// The scheduler started the attempt (`early`: some input was incomplete).
+    Started {
+        /// Some input was incomplete.
+        early: bool,
+    },
+    /// A worker took it; `cold` if one had to be forked or loaded for it.
+    Dispatched {
+        /// It waited for a process.
+        cold: bool,
+    },
+    /// The function's first line.
+    Began,
+    /// It sleeps in a get.
+    Blocked,
+    /// It is awake.
+    Resumed,
+    /// The first byte of an output exists.
+    FirstByte {
+        /// Output port.
+        port: u16,
+        /// Item of a `many` port.
+        item: u32,
+    },
+    /// An output is complete.
+    Sealed {
+        /// Output port.
+        port: u16,
+        /// Item of a `many` port.
+        item: u32,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The attempt is over.
+    Ended {
+        /// It ended well.
+        ok: bool,
+        /// Where its time went.
+        times: Times,
+    },
+}
+
+/// The records of one run, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Journal {
+    /// What happened.
+    pub records: Vec<Record>,
+    /// Records beyond the limit.
+    pub dropped: u64,
+}
+
+/// A run as its watchers hold it.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// The run.
+    pub run: RunId,
+    state: Arc<Mutex<(RunView, Journal)>>,
+}
+
+impl Watch {
+    /// A view of a run that has just been submitted.
+    pub fn new(run: RunId, graph: &Graph, now: Tick) -> Self {
+        let steps = graph.steps.iter().map(|s| StepView { name: s.name.clone(), ..StepView::default() }).collect();
+        let view = RunView { steps, submitted: now, ended: None };
+        Watch { run, state: Arc::new(Mutex::new((view, Journal::default()))) }
+    }
+
+    /// The state now.
+    pub fn view(&self) -> RunView {
+        self.lock().0.clone()
+    }
+
+    /// Takes the journal out; meant for after the run's end.
+    pub fn take_journal(&self) -> Journal {
+        std::mem::take(&mut self.lock().1)
+    }
+
+    pub(crate) fn step(&self, step: u32, change: impl FnOnce(&mut StepView)) {
+        change(&mut self.lock().0.steps[step as usize]);
+    }
+
+    pub(crate) fn end(&self, now: Tick) {
+        self.lock().0.ended = Some(now);
+    }
+
+    /// Writes the record down and lets it move the step's counters.
+    pub(crate) fn record(&self, record: Record) {
+        let mut state = self.lock();
+        let step = &mut state.0.steps[record.invocation.step as usize];
+        match record.what {
+            What::Started { .. } => {
+                step.warming += 1;
+                step.first_start.get_or_insert(record.at);
+            }
+            What::Dispatched { .. } => {
+                step.warming = step.warming.saturating_sub(1);
+                step.running += 1;
+            }
+            What::Blocked => step.blocked += 1,
+            What::Resumed => step.blocked = step.blocked.saturating_sub(1),
+            What::Sealed { bytes, .. } => step.bytes += bytes,
+            What::Ended { ok, .. } => {
+                step.running = step.running.saturating_sub(1);
+                step.done += u32::from(ok);
+                step.last_end = Some(record.at);
+            }
+            What::Began | What::FirstByte { .. } => {}
+        }
+        let journal = &mut state.1;
+        if journal.records.len() < RECORDS_MAX {
+            journal.records.push(record);
+        } else {
+            journal.dropped += 1;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (RunView, Journal)> {
+        // Counters have no invariant that a panicking writer could have broken half-way.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
