@@ -12,6 +12,7 @@ pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod store;
+pub mod wire;
 pub mod zygote;
 
 pub use ids::{InvocationId, ObjectKey, RunId, SegmentId, Tick, WorkerId};
