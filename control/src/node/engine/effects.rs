@@ -4,8 +4,10 @@ use super::{Attempt, Engine, Phase, RunState};
 use crate::node::view::{Record, What};
 use dflow_core::graph::ErrorClass;
 use dflow_core::scheduler::{Effect, Event, Failure, Note, Outcome, RunError, StopReason};
+use crate::workflow::{FunctionSpec, Workflow};
+use dflow_core::graph::StepKind;
 use dflow_proto::store::{Owner, Sealed};
-use dflow_proto::{InvocationId, RunId};
+use dflow_proto::{InvocationId, RunId, Tick};
 use dflow_shm::page::SlotState;
 
 impl Engine {
@@ -17,7 +19,10 @@ impl Engine {
             Effect::Warm { run, function, workers } => self.warm(run, function, workers),
             Effect::Evaluate { run, step } => self.evaluate(run, step),
             Effect::MeasureList { run, step } => self.measure_list(run, step),
-            Effect::Relink { run, invocation, input } => self.relink(run, invocation, input),
+            Effect::Relink { run, invocation, input } => {
+                let after = self.attempts.get(&(run, invocation)).map_or(Tick(0), |a| a.fresh_until);
+                self.dirty.insert((run, invocation, input), after);
+            }
             Effect::Stop { run, invocation, attempt, why } => self.stop(run, invocation, attempt, why),
             Effect::Release(key) => drop(self.store.release(key)),
             Effect::Note { run, note } => self.note(run, &note),
@@ -29,7 +34,8 @@ impl Engine {
         let Some(state) = self.runs.get(&run) else { return };
         state.watch.record(Record { at: self.now(), invocation, attempt, what: What::Started { early } });
         let owner = Owner { run, invocation, attempt };
-        self.attempts.insert((run, invocation), Attempt::new(attempt));
+        let strict = self.config.strict || function_of(&state.workflow, invocation.step).is_some_and(|f| f.strict);
+        self.attempts.insert((run, invocation), Attempt::new(attempt, strict));
         self.want_memory(owner);
     }
 
@@ -127,5 +133,13 @@ impl Engine {
             state.watch.end(now);
             self.deliver(run, result);
         }
+    }
+}
+
+/// What runs a step; `None` for a switch.
+fn function_of(workflow: &Workflow, step: u32) -> Option<&FunctionSpec> {
+    match workflow.graph.steps[step as usize].kind {
+        StepKind::Call(function) => workflow.functions.get(function as usize),
+        StepKind::Switch(_) => None,
     }
 }

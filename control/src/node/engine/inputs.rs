@@ -15,12 +15,15 @@ use dflow_proto::ids::Extent;
 use dflow_proto::limits::{ALLOTMENT_BYTES_MAX, ALLOTMENT_BYTES_MIN, INLINE_BYTES_MAX, PAGE_BYTES};
 use dflow_proto::link::{Command, Input, InputValue, Invoke, Output};
 use dflow_proto::store::{Hold, Lease, Leased, Owner, Purpose, Reserve};
-use dflow_proto::{InvocationId, RunId, SegmentId, WorkerId};
+use dflow_proto::{InvocationId, ObjectKey, RunId, SegmentId, Tick, WorkerId};
 use dflow_shm::page::PageNode;
 use dflow_shm::table::{Entry, TableWriter};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+
+/// A look at a list is followed by this many times its duration without one.
+const LOOK_SHARE: u64 = 20;
 
 /// The inputs of one attempt.
 pub(super) struct InputTable {
@@ -32,7 +35,8 @@ pub(super) struct InputTable {
     values: Vec<InputValue>,
     /// What the entries of each list are, to see what has changed.
     lists: Vec<Vec<Entry>>,
-    leases: Vec<Lease>,
+    /// Objects it may look at, and where they are (`None`: on the way back from disk).
+    leases: BTreeMap<ObjectKey, (Lease, Option<Extent>)>,
     holds: Vec<Hold>,
     /// Pages held already.
     held: BTreeSet<Extent>,
@@ -55,7 +59,9 @@ impl Engine {
         let Some(state) = self.runs.get(&owner.run) else { return };
         let wrote = state.wrote[owner.invocation.step as usize];
         let bytes = (PAGE_BYTES + wrote * 2).next_power_of_two().clamp(ALLOTMENT_BYTES_MIN, ALLOTMENT_BYTES_MAX);
-        match self.store.reserve(owner, bytes, Purpose::Allotment) {
+        let strict = self.is_strict((owner.run, owner.invocation));
+        let purpose = if strict { Purpose::File } else { Purpose::Allotment };
+        match self.store.reserve(owner, bytes, purpose) {
             Reserve::Granted(extent) => self.has_allotment(owner, extent, false),
             Reserve::Waiting(ticket) => self.wait_for_memory(owner, ticket),
             Reserve::Refused(error) => {
@@ -73,7 +79,12 @@ impl Engine {
         };
         if let Some(state) = self.attempts.get_mut(&(run, invocation)) {
             state.allotment = Some(extent);
-            state.page = Some(page);
+            if state.strict {
+                // Nobody reads its page, and the node does not touch what it may have truncated.
+                state.private.push(extent);
+            } else {
+                state.page = Some(page);
+            }
         }
         match self.build_table(owner) {
             Ok(table) => {
@@ -104,7 +115,7 @@ impl Engine {
             memory: Vec::new(),
             values: Vec::new(),
             lists: vec![Vec::new(); step.inputs.len()],
-            leases: Vec::new(),
+            leases: BTreeMap::new(),
             holds: Vec::new(),
             held: BTreeSet::new(),
             segments: BTreeSet::new(),
@@ -272,24 +283,46 @@ impl Engine {
                 }
                 None => Entry::Pending,
             },
-            ObjectState::Sealed => match self.store.lease(key) {
-                Leased::Ready(lease, extent) => {
-                    table.leases.push(lease);
-                    table.segments.insert(extent.segment);
-                    Entry::Sealed(extent)
-                }
-                // The entry follows when it is back.
-                Leased::Restoring(lease) => {
-                    table.leases.push(lease);
-                    Entry::Pending
-                }
-                Leased::Missing => Entry::Failed,
-            },
+            ObjectState::Sealed => self.lease_for(table, key),
+        }
+    }
+
+    /// The entry of a sealed object, which is leased for as long as the table is there.
+    fn lease_for(&mut self, table: &mut InputTable, key: ObjectKey) -> Entry {
+        if let Some((_, Some(extent))) = table.leases.get(&key) {
+            return Entry::Sealed(*extent);
+        }
+        let (lease, extent) = match self.store.lease(key) {
+            Leased::Ready(lease, extent) => (lease, Some(extent)),
+            // The entry follows when it is back.
+            Leased::Restoring(lease) => (lease, None),
+            Leased::Missing => return Entry::Failed,
+        };
+        if let Some((old, _)) = table.leases.insert(key, (lease, extent)) {
+            self.store.unlease(old);
+        }
+        table.segments.extend(extent.map(|e| e.segment));
+        extent.map_or(Entry::Pending, Entry::Sealed)
+    }
+
+    /// An object has been sealed on the page of `producer`: those who look at the page may be
+    /// reading it already, so it is leased for them before anything else can happen to it.
+    pub(super) fn lease_for_readers(&mut self, producer: Job, key: ObjectKey) {
+        let Some(page) = self.attempts.get(&producer).and_then(|a| a.allotment) else { return };
+        let page = Extent { bytes: PAGE_BYTES, ..page };
+        let looks = |a: &Attempt| a.table.as_ref().is_some_and(|t| t.held.contains(&page));
+        let readers: Vec<Job> = self.attempts.iter().filter(|(_, a)| looks(a)).map(|(job, _)| *job).collect();
+        for job in readers {
+            let Some(mut table) = self.attempts.get_mut(&job).and_then(|a| a.table.take()) else { continue };
+            self.lease_for(&mut table, key);
+            if let Some(attempt) = self.attempts.get_mut(&job) {
+                attempt.table = Some(table);
+            }
         }
     }
 
     fn page_of(&self, run: RunId, producer: InvocationId, attempt: u32) -> Option<Extent> {
-        let state = self.attempts.get(&(run, producer)).filter(|a| a.attempt == attempt)?;
+        let state = self.attempts.get(&(run, producer)).filter(|a| a.attempt == attempt && !a.strict)?;
         state.allotment.map(|page| Extent { bytes: PAGE_BYTES, ..page })
     }
 
@@ -302,8 +335,28 @@ impl Engine {
         }
     }
 
+    /// Brings the tables up to date that are due; false if none was.
+    ///
+    /// A change of one item costs a look at the whole list, so a list of a hundred thousand items
+    /// that appear one by one is not looked at for each: the time between two looks is a multiple of
+    /// what a look takes.
+    pub(super) fn freshen(&mut self) -> bool {
+        let now = self.now();
+        let due: Vec<_> = self.dirty.iter().filter(|(_, after)| **after <= now).map(|(key, _)| *key).collect();
+        for key in &due {
+            self.dirty.remove(key);
+            let begun = self.now();
+            self.relink(key.0, key.1, key.2);
+            let ended = self.now();
+            if let Some(attempt) = self.attempts.get_mut(&(key.0, key.1)) {
+                attempt.fresh_until = Tick(ended.0 + LOOK_SHARE * ended.since_us(begun));
+            }
+        }
+        !due.is_empty()
+    }
+
     /// A source of a running attempt has changed.
-    pub(super) fn relink(&mut self, run: RunId, invocation: InvocationId, input: u16) {
+    fn relink(&mut self, run: RunId, invocation: InvocationId, input: u16) {
         let Some(attempt) = self.attempts.get_mut(&(run, invocation)) else { return };
         let owner = Owner { run, invocation, attempt: attempt.attempt };
         let (Some(mut table), Some(workflow)) = (attempt.table.take(), self.workflow(run)) else { return };
@@ -349,7 +402,7 @@ impl Engine {
 
     /// Gives a table's memory, leases and holds back.
     pub(super) fn drop_table(&mut self, owner: Owner, table: InputTable) {
-        table.leases.into_iter().for_each(|lease| self.store.unlease(lease));
+        table.leases.into_values().for_each(|(lease, _)| self.store.unlease(lease));
         table.holds.into_iter().for_each(|hold| self.store.unhold(hold));
         for extent in table.memory {
             if let Err(error) = self.store.give_back(owner, extent) {
@@ -413,8 +466,9 @@ impl Engine {
     /// The output ports, with memory for those whose size is known to exceed the allotment.
     fn outputs(&mut self, owner: Owner, step: &dflow_core::graph::Step, allotment: Extent) -> Vec<Output> {
         let room = allotment.bytes / 2;
+        let strict = self.is_strict((owner.run, owner.invocation));
         let port = |port: &dflow_core::graph::OutputPort| {
-            let known = port.hint_bytes > room && !port.file && port.kind != PortKind::Many;
+            let known = port.hint_bytes > room && !port.file && port.kind != PortKind::Many && !strict;
             let granted = known.then(|| self.store.reserve(owner, port.hint_bytes, Purpose::Output)).and_then(|r| match r {
                 Reserve::Granted(extent) => Some(extent),
                 Reserve::Waiting(ticket) => {

@@ -11,7 +11,7 @@ use dflow_dataplane::{Arena, ArenaConfig, LocalStore, StoreEvent};
 use dflow_proto::ids::Extent;
 use dflow_proto::limits::HUGE_BYTES;
 use dflow_proto::store::{Limits, Owner, Purpose, Reserve, Ticket};
-use dflow_proto::{RunId, WorkerId};
+use dflow_proto::{ObjectKey, RunId, WorkerId};
 
 /// How long nothing may move before a waiting reservation is refused.
 const STALL_US: u64 = 1_000_000;
@@ -22,6 +22,8 @@ pub(super) enum Waiter {
     Attempt(Owner),
     /// A function that writes an output.
     Worker { worker: WorkerId, ticket: u32 },
+    /// What a strict function has sealed.
+    Copy { owner: Owner, key: ObjectKey, from: Extent },
     /// A program that submits a run.
     Stage { reply: Sender<StageGrant> },
 }
@@ -125,6 +127,7 @@ impl Engine {
                 self.has_allotment(owner, extent, true);
             }
             Some(Waiter::Worker { worker, ticket }) => self.grant(worker, ticket, extent),
+            Some(Waiter::Copy { owner, key, from }) => self.copy_later(owner, key, from, extent),
             Some(Waiter::Stage { reply }) => self.staged(extent, &reply),
             None => {}
         }
@@ -135,6 +138,9 @@ impl Engine {
             Some(Waiter::Attempt(owner)) => self.fail(owner.run, owner.invocation, "StoreFull", error.to_string()),
             Some(Waiter::Worker { worker, ticket }) => {
                 self.command(worker, &dflow_proto::link::Command::Refused { ticket, why: error.to_string() });
+            }
+            Some(Waiter::Copy { owner, .. }) => {
+                self.fail(owner.run, owner.invocation, "StoreFull", error.to_string());
             }
             Some(Waiter::Stage { reply }) => drop(reply.send(Err(error))),
             None => {}

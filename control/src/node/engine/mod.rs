@@ -8,6 +8,7 @@ mod inputs;
 mod memory;
 mod reports;
 mod runs;
+mod strict;
 mod values;
 
 use super::config::NodeConfig;
@@ -21,7 +22,7 @@ use super::{NodeStats, RunResult};
 use crate::workflow::Workflow;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use dflow_core::graph::StartPolicy;
-use dflow_core::scheduler::{Capacity, Effect, Event, Scheduler};
+use dflow_core::scheduler::{Capacity, Effect, Event, Outcome, Scheduler};
 use dflow_dataplane::LocalStore;
 use dflow_proto::link::Times;
 use dflow_proto::store::{Lease, Owner, Ticket};
@@ -122,11 +123,20 @@ struct Attempt {
     /// It was killed for breaking the protocol: how.
     misbehaved: Option<String>,
     blocked: bool,
+    /// When its tables may be looked at again.
+    fresh_until: Tick,
     /// Its first memory, whose first page is its page.
     allotment: Option<Extent>,
     page: Option<PageNode>,
     table: Option<inputs::InputTable>,
     times: Times,
+    /// Its function may be hostile: see `strict`.
+    strict: bool,
+    /// Memory that only its process can write and nobody else is given.
+    private: Vec<Extent>,
+    /// Sealed outputs that wait for memory to be copied to, and how it ended meanwhile.
+    copies: u32,
+    finish: Option<Outcome>,
 }
 
 /// What an attempt waits for.
@@ -141,8 +151,8 @@ enum Phase {
 }
 
 impl Attempt {
-    fn new(attempt: u32) -> Self {
-        Attempt { attempt, phase: Phase::Worker, cold: false, stopping: false, over_memory: None, misbehaved: None, blocked: false, allotment: None, page: None, table: None, times: Times::default() }
+    fn new(attempt: u32, strict: bool) -> Self {
+        Attempt { attempt, strict, private: Vec::new(), copies: 0, finish: None, phase: Phase::Worker, cold: false, stopping: false, over_memory: None, misbehaved: None, blocked: false, fresh_until: Tick(0), allotment: None, page: None, table: None, times: Times::default() }
     }
 }
 
@@ -161,6 +171,8 @@ struct Engine {
     /// Questions that wait for an object to come back from disk, and the leases that bring it.
     parked: Vec<values::Parked>,
     restoring: Vec<Lease>,
+    /// Table entries to be computed anew, and not before when.
+    dirty: BTreeMap<(RunId, InvocationId, u16), Tick>,
     /// Attempts that are over, until the scheduler has had their readers' tables rewritten.
     retired: Vec<(Owner, bool, Attempt)>,
     /// Scratch of `take_reports`.
@@ -222,6 +234,7 @@ impl Engine {
             waiting: BTreeMap::new(),
             parked: Vec::new(),
             restoring: Vec::new(),
+            dirty: BTreeMap::new(),
             retired: Vec::new(),
             reporting: Vec::new(),
             events: VecDeque::new(),
@@ -262,7 +275,8 @@ impl Engine {
             }
             std::hint::spin_loop();
         }
-        let deadline = [self.scheduler.deadline(), self.pools.deadline()].into_iter().flatten().min();
+        let deadlines = [self.scheduler.deadline(), self.pools.deadline(), self.dirty.values().copied().min()];
+        let deadline = deadlines.into_iter().flatten().min();
         let sleep = deadline.map_or(SLEEP_MAX, |d| Duration::from_micros(d.since_us(self.now()))).min(SLEEP_MAX);
         // Workers ring only a sleeper. Having said that it sleeps, the engine must look once more:
         // what was pushed before the word was seen has rung no bell.
@@ -310,7 +324,7 @@ impl Engine {
                     self.apply(effect);
                 }
                 self.effects = effects;
-            } else if !self.take_apart() && !self.take_store_effects() && !self.take_pool_events() && !self.relieve() {
+            } else if !self.freshen() && !self.take_apart() && !self.take_store_effects() && !self.take_pool_events() && !self.relieve() {
                 break;
             }
         }

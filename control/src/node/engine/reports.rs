@@ -104,8 +104,12 @@ impl Engine {
     }
 
     fn sealed(&mut self, owner: Owner, key: ObjectKey, extent: Extent) -> Result<(), String> {
+        if self.is_strict((owner.run, owner.invocation)) {
+            return self.copy_and_seal(owner, key, extent);
+        }
         self.share_segment(extent, (key.run, key.invocation));
         self.store.seal(key, owner, extent).map_err(|e| e.to_string())?;
+        self.lease_for_readers((key.run, key.invocation), key);
         if let Some(state) = self.runs.get_mut(&key.run) {
             let wrote = &mut state.wrote[key.invocation.step as usize];
             *wrote = (*wrote).max(extent.bytes);
@@ -116,6 +120,8 @@ impl Engine {
 
     /// A worker needs more memory than its allotment.
     fn reserve_for(&mut self, worker: WorkerId, owner: Owner, ticket: u32, bytes: u64, purpose: Purpose) {
+        let strict = self.is_strict((owner.run, owner.invocation));
+        let purpose = if strict { Purpose::File } else { purpose };
         match self.store.reserve(owner, bytes, purpose) {
             Reserve::Granted(extent) => self.grant(worker, ticket, extent),
             Reserve::Refused(error) => self.command(worker, &Command::Refused { ticket, why: error.to_string() }),
@@ -127,6 +133,11 @@ impl Engine {
 
     /// Tells a worker where it may write.
     pub(super) fn grant(&mut self, worker: WorkerId, ticket: u32, extent: Extent) {
+        if let Some(job) = self.pools.worker(worker).and_then(|w| w.job())
+            && let Some(attempt) = self.attempts.get_mut(&job).filter(|a| a.strict)
+        {
+            attempt.private.push(extent);
+        }
         self.show_segment(worker, extent.segment, true);
         self.command(worker, &Command::Granted { ticket, extent });
     }
@@ -181,7 +192,7 @@ impl Engine {
             self.pools.done(worker, tainted);
         }
         let outcome = if stopping { Outcome::Stopped } else { scheduler_outcome(outcome, &tail) };
-        self.ended(job.0, job.1, outcome);
+        self.end_when_copied(job, outcome);
     }
 
     fn tail(&mut self, worker: WorkerId) -> String {

@@ -242,7 +242,8 @@ impl Pools {
         self.next_worker += 1;
         let pool = &mut self.pools[id.0 as usize];
         let ZygoteState::Serving(zygote) = &pool.zygote else { return };
-        match Worker::fork(worker, id, zygote, &self.arena, &self.doorbell, &self.logs) {
+        let strict = self.config.strict || pool.spec.strict;
+        match Worker::fork(worker, id, zygote, &self.arena, &self.doorbell, &self.logs, strict) {
             Ok(state) => drop(self.workers.insert(worker, state)),
             Err(message) => {
                 pool.alive -= 1;

@@ -63,6 +63,7 @@ impl Worker {
         arena: &Arena,
         doorbell: &OwnedFd,
         logs: &Logs,
+        strict: bool,
     ) -> Result<Worker, String> {
         let text = |what: &str, e: &dyn std::fmt::Display| format!("cannot {what} for a worker: {e}");
         let (segment, link) = NodeEnd::create().map_err(|e| text("make a link", &e))?;
@@ -76,8 +77,10 @@ impl Worker {
         let shown = BTreeSet::new();
         let mut worker = Worker { pool, state: State::Forking, link, tail, pid: 0, uses: 0, socket, shown };
         let main = SegmentId(0);
-        let (fd, bytes) = arena.segment(main).ok_or("the arena has no main segment")?;
-        worker.show(main, fd.as_fd(), bytes, true).map_err(|e| text("share the arena", &e))?;
+        // A strict function is given no descriptor that it could write to others' memory by.
+        let found = if strict { arena.segment_readonly(main) } else { arena.segment(main) };
+        let (fd, bytes) = found.ok_or("the arena has no main segment")?;
+        worker.show(main, fd.as_fd(), bytes, !strict).map_err(|e| text("share the arena", &e))?;
         Ok(worker)
     }
 
