@@ -1,0 +1,112 @@
+//! The few facts about processes that std does not give.
+
+use std::io;
+
+/// User and system time in microseconds of `who` (`RUSAGE_SELF` or `RUSAGE_CHILDREN`).
+pub(crate) fn rusage_us(who: i32) -> u64 {
+    // SAFETY: an all-zero rusage is a valid value of that plain C struct.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: getrusage fills the struct it is given.
+    unsafe { libc::getrusage(who, &raw mut usage) };
+    time_us(&usage)
+}
+
+fn time_us(usage: &libc::rusage) -> u64 {
+    let us = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
+    us(usage.ru_utime) + us(usage.ru_stime)
+}
+
+/// A child that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reaped {
+    pub(crate) pid: i32,
+    /// As waitpid gives it.
+    pub(crate) status: i32,
+    pub(crate) maxrss_kib: u64,
+    pub(crate) cpu_us: u64,
+}
+
+/// What [`reap`] found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Children {
+    /// One that had ended.
+    Ended(Reaped),
+    /// Some that live.
+    Alive,
+    /// None at all.
+    None,
+}
+
+/// Reaps one child that has ended, if there is one. Never waits.
+pub(crate) fn reap() -> Children {
+    loop {
+        let mut status = 0;
+        // SAFETY: an all-zero rusage is a valid value of that plain C struct.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: wait4 fills the two values it is given.
+        let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
+        match pid {
+            0 => return Children::Alive,
+            1.. => {
+                let maxrss_kib = usage.ru_maxrss.max(0) as u64;
+                return Children::Ended(Reaped { pid, status, maxrss_kib, cpu_us: time_us(&usage) });
+            }
+            _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            _ => return Children::None,
+        }
+    }
+}
+
+/// Reaps all children that have ended; whether any is left alive.
+pub(crate) fn has_children() -> bool {
+    loop {
+        match reap() {
+            Children::Ended(_) => {}
+            Children::Alive => return true,
+            Children::None => return false,
+        }
+    }
+}
+
+/// Kills a process, or with a negative number a process group. One that is gone already is fine.
+pub(crate) fn kill(pid: i32) {
+    // Signalling 0, -1 or init's group would reach processes that are not ours.
+    assert!(pid.unsigned_abs() > 1, "kill of {pid}");
+    // SAFETY: kill touches no memory.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// Calls prctl with one number.
+pub(crate) fn prctl(option: i32, value: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: the options used here (PDEATHSIG, CHILD_SUBREAPER) take a number and no pointer.
+    match unsafe { libc::prctl(option, value, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Forks a child that sleeps and then ends; for the synthetic function's fault of leaving one behind.
+pub(crate) fn leave_child(time: std::time::Duration) {
+    // SAFETY: the child only calls nanosleep and _exit, which are safe after a fork whatever other
+    // threads of the parent held.
+    unsafe {
+        if libc::fork() == 0 {
+            let time = libc::timespec {
+                tv_sec: time.as_secs() as libc::time_t,
+                tv_nsec: time.subsec_nanos() as libc::c_long,
+            };
+            libc::nanosleep(&raw const time, std::ptr::null_mut());
+            libc::_exit(0);
+        }
+    }
+}
+
+/// Ends this process as a wild pointer would.
+pub(crate) fn crash() -> ! {
+    // SAFETY: neither call touches memory; abort covers a blocked SIGSEGV.
+    unsafe {
+        libc::signal(libc::SIGSEGV, libc::SIG_DFL);
+        libc::kill(libc::getpid(), libc::SIGSEGV);
+    }
+    std::process::abort()
+}
