@@ -4,7 +4,7 @@
 //! `steps.probe.meta.duration_s`), `skipped(steps.S)`, and variables that its own macros bind. All
 //! other names are refused at load, so that evaluation can fail only by the values' types.
 
-use super::diagnostic::{Code, Problem};
+use super::diagnostic::{Code, Problem, word};
 use super::reference::Reference;
 use super::spec::ValueType;
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SourceInfo, operators};
@@ -223,7 +223,11 @@ fn syntax_problems(text: &str, errors: &cel::ParseErrors) -> Vec<Located> {
         text.split_inclusive('\n').take(line.max(1) as usize - 1).map(|l| l.chars().count()).sum();
     let at = before + (column.max(1) as usize - 1);
     let range = (line > 0).then_some((at as u32, at as u32));
-    let message = format!("the condition is no CEL expression: {}", super::diagnostic::word(&first.msg));
+    // What the parser would have expected is a list of all tokens: of no use to people.
+    let said = first.msg.trim_start_matches("Syntax error: ").split(" expecting ").next().unwrap_or_default();
+    let said = said.replace("mismatched input", "unexpected").replace("extraneous input", "unexpected");
+    let said = said.replace("'<EOF>'", "end");
+    let message = format!("the condition is no CEL expression: {}", word(&said));
     vec![(range, Problem::new(Code::BadCondition, message))]
 }
 
@@ -270,7 +274,7 @@ impl Binder<'_> {
                 }
             }
             Expr::Struct(s) => {
-                let message = format!("unknown type `{}`", super::diagnostic::word(&s.type_name));
+                let message = format!("unknown type `{}`", word(&s.type_name));
                 self.problem(id, Problem::new(Code::BadCondition, message));
             }
             Expr::Call(call) => {
@@ -359,7 +363,7 @@ impl Binder<'_> {
         if name.starts_with('@') || self.bound.iter().any(|b| b == name) || TYPES.contains(&name) {
             return;
         }
-        let message = format!("unknown name `{}` in the condition", super::diagnostic::word(name));
+        let message = format!("unknown name `{}` in the condition", word(name));
         let help = match name {
             "inputs" => "write `inputs.` and the name of an input",
             "steps" => "write `steps.`, the name of a step, a dot and the name of an output",
@@ -375,8 +379,9 @@ impl Binder<'_> {
             return Some(self.bind_skipped(id, &call.args));
         }
         if !operator && !FUNCTIONS.contains(&call.func_name.as_str()) {
-            let message = format!("unknown function `{}` in the condition", super::diagnostic::word(&call.func_name));
-            self.problem(id, Problem::near(Code::BadCondition, message, &call.func_name, FUNCTIONS));
+            let message = format!("unknown function `{}` in the condition", word(&call.func_name));
+            let range = self.info.offset_for(id).map(|range| before_parenthesis(&self.info.source, range, &call.func_name));
+            self.problems.push((range, Problem::near(Code::BadCondition, message, &call.func_name, FUNCTIONS)));
         }
         if let Some(target) = &mut call.target {
             self.bind(target);
@@ -424,4 +429,12 @@ fn root_id(expr: &IdedExpr) -> u64 {
         Expr::Call(call) if call.func_name == operators::INDEX => call.args.first().map_or(expr.id, root_id),
         _ => expr.id,
     }
+}
+
+/// Where the name of a call is, which the parser locates at its parenthesis.
+fn before_parenthesis(source: &str, (start, stop): (u32, u32), name: &str) -> (u32, u32) {
+    let length = name.chars().count() as u32;
+    let Some(begin) = start.checked_sub(length) else { return (start, stop) };
+    let found: String = source.chars().skip(begin as usize).take(length as usize).collect();
+    if found == name { (begin, start) } else { (start, stop) }
 }

@@ -32,6 +32,7 @@ impl Report {
 
 impl std::error::Error for Report {}
 
+/// All diagnostics, an empty line after each, and how many there are; ends with a line break.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for diagnostic in &self.diagnostics {
@@ -44,9 +45,9 @@ impl fmt::Display for Report {
         let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         match (errors, warnings) {
             (0, 0) => Ok(()),
-            (0, w) => write!(f, "{}", plural(w, "warning")),
-            (e, 0) => write!(f, "{}", plural(e, "error")),
-            (e, w) => write!(f, "{}, {}", plural(e, "error"), plural(w, "warning")),
+            (0, w) => writeln!(f, "{}", plural(w, "warning")),
+            (e, 0) => writeln!(f, "{}", plural(e, "error")),
+            (e, w) => writeln!(f, "{}, {}", plural(e, "error"), plural(w, "warning")),
         }
     }
 }
@@ -365,7 +366,7 @@ pub(super) fn list(words: &[&str]) -> String {
 }
 
 /// The known word that was probably meant.
-fn nearest<'k>(asked: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(super) fn nearest<'k>(asked: &str, known: &[&'k str]) -> Option<&'k str> {
     // Names are short; a long one is garbage, and the distance costs the product of the lengths.
     if asked.len() > 2 * WORD_CHARS_MAX {
         return None;

@@ -187,9 +187,10 @@ fn runtime(d: &mut Diagnostics<'_>, fields: &Fields<'_>, span: Span, dir: &Path)
     let name = fields.choice(d, "runtime", &NAMES)?;
     for (key, owners) in OWN {
         if fields.get(key).is_some() && !owners.contains(&name) {
-            let names: Vec<&str> = NAMES.iter().filter(|(_, n)| owners.contains(n)).map(|(s, _)| *s).take(2).collect();
+            let name_of = |owner: &Name| NAMES.iter().find(|(_, n)| n == owner).map_or("", |(name, _)| *name);
+            let names: Vec<String> = owners.iter().map(|owner| format!("`{}`", name_of(owner))).collect();
             let message = format!("`{key}` has no meaning for {}", fields.what);
-            let help = format!("it belongs to runtime {}", names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or "));
+            let help = format!("it belongs to runtime {}", names.join(" or "));
             d.error_help(Code::UnknownKey, fields.key_span(key), message, help);
         }
     }

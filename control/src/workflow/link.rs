@@ -350,23 +350,44 @@ pub(super) fn producer(source: &Source) -> Option<StepIndex> {
     }
 }
 
-/// The place of a range of characters of a scalar's text, if the scalar is written as it reads.
+/// The place of a range of characters of a scalar's text in the file; all of the scalar if it is
+/// written with escapes. Folded lines may differ in white space.
 fn inside(file: &str, node: &Node, text: &str, range: Option<(u32, u32)>) -> Span {
-    let written = &file[node.span.start..node.span.end];
-    let quoted = written.get(1..written.len().saturating_sub(1)) == Some(text);
-    let start = match () {
-        () if written.starts_with(text) => node.span.start,
-        () if quoted => node.span.start + 1,
-        () => return node.span,
-    };
     let Some((from, to)) = range else { return node.span };
-    let byte = |chars: u32| text.char_indices().nth(chars as usize).map_or(text.len(), |(at, _)| at);
-    // The parser's ranges may end at the last character or after it, and stop short of a selection:
-    // the whole word is marked.
-    let word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
-    let (from, to) = (byte(from), byte(to));
-    let rest = text[from..].find(|c: char| !word(c)).unwrap_or(text.len() - from);
-    Span { start: start + from, end: start + to.max(from + rest) }
+    // A range may end at its last character or after it, and short of a selection: all of the word
+    // it begins in is marked.
+    let in_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
+    let rest = text.chars().skip(from as usize).take_while(|c| in_word(*c)).count();
+    let to = (to as usize).max(from as usize + rest);
+    let written = &file[node.span.start..node.span.end];
+    let mut raw = written.char_indices().peekable();
+    if written.starts_with(['"', '\'', '|', '>']) && !text.starts_with(['"', '\'']) {
+        // The quote, or the header of a block.
+        let block = written.starts_with(['|', '>']);
+        while raw.next_if(|(at, c)| if block { *c != '\n' } else { *at == 0 }).is_some() {}
+    }
+    let mut span = Span { start: node.span.end, end: node.span.end };
+    for (i, c) in text.chars().chain(['\0']).enumerate() {
+        let spaces = |c: char| c.is_whitespace();
+        if !c.is_whitespace() {
+            while raw.next_if(|(_, r)| spaces(*r)).is_some() {}
+        }
+        let at = raw.peek().map_or(node.span.end, |(at, _)| node.span.start + at);
+        if i == from as usize {
+            span.start = at;
+        }
+        if i == to {
+            span.end = at;
+        }
+        match raw.peek() {
+            Some((_, r)) if *r == c => {
+                raw.next();
+            }
+            _ if c.is_whitespace() || c == '\0' => {}
+            _ => return node.span,
+        }
+    }
+    Span { start: span.start, end: span.end.max(span.start) }
 }
 
 fn output_port(port: &PortSpec) -> OutputPort {

@@ -34,3 +34,11 @@ pub use value::{element_bytes, list_elements};
 
 /// Most workers of a function unless its `pool.max` says otherwise; a node's slots bound it further.
 pub const WORKERS_DEFAULT_MAX: u32 = 1024;
+
+/// Bytes of `512`, `4KiB`, `1MiB`, `2GiB`, `3MB`, as in a workflow file.
+///
+/// # Errors
+/// Text that says how to write it.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    units::size_bytes(text)
+}

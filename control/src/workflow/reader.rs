@@ -1,6 +1,6 @@
 //! Reading typed values out of the tree, one diagnostic for each that is not what it should be.
 
-use super::diagnostic::{Code, Diagnostics, Problem, Span, word};
+use super::diagnostic::{Code, Diagnostics, Problem, Span, nearest, word};
 use super::yaml::{Kind, Node};
 use super::{reference, units};
 use std::collections::HashMap;
@@ -15,6 +15,8 @@ pub(super) struct Fields<'n> {
     pub(super) what: String,
     pub(super) span: Span,
     entries: Entries<'n>,
+    /// Keys that mean nothing: what `need` misses may be among them, misspelt and reported.
+    unknown: Vec<&'n str>,
 }
 
 /// The entries of a map, `None` if it is none. Keys that come twice are reported, the first counts.
@@ -72,15 +74,17 @@ impl<'n> Fields<'n> {
     ) -> Option<Fields<'n>> {
         let what = what.into();
         let mut entries = entries(d, node, &what)?;
+        let mut unknown = Vec::new();
         entries.retain(|(key, span, _)| {
             let good = known.contains(key);
             if !good {
+                unknown.push(*key);
                 let message = format!("unknown key `{}` in {what}", word(key));
                 d.problem(*span, Problem::near(Code::UnknownKey, message, key, known.iter().copied()));
             }
             good
         });
-        Some(Fields { what, span: node.span, entries })
+        Some(Fields { what, span: node.span, entries, unknown })
     }
 
     /// The value of a key that may be left out.
@@ -96,7 +100,7 @@ impl<'n> Fields<'n> {
     /// The value of a key that must be there; reported at `at` if it is not.
     pub(super) fn need(&self, d: &mut Diagnostics<'_>, key: &str, at: Span) -> Option<&'n Node> {
         let found = self.get(key);
-        if found.is_none() {
+        if found.is_none() && nearest(key, &self.unknown).is_none() {
             d.error(Code::MissingKey, at, format!("{} needs `{key}`", self.what));
         }
         found

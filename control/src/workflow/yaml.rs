@@ -147,7 +147,7 @@ pub(super) fn parse(d: &mut Diagnostics<'_>) -> Option<Node> {
                 let at = e.marker().byte_offset().unwrap_or(text.len());
                 let message = format!("this is no valid YAML: {}", e.info().lines().next().unwrap_or_default());
                 let span = Span { start: at, end: at };
-                match text[..at.min(text.len())].contains('\t') && text.contains("\n\t") {
+                match text.contains("\n\t") {
                     true => d.error_help(Code::Syntax, span, message, "indent with spaces, not with tabs"),
                     false => d.error(Code::Syntax, span, message),
                 }
@@ -155,6 +155,13 @@ pub(super) fn parse(d: &mut Diagnostics<'_>) -> Option<Node> {
             }
         };
         let span = at.byte_range().map_or(Span::default(), |r| Span { start: r.start, end: r.end });
+        if event.tag().is_some_and(|tag| !tag.is_yaml_core_schema()) {
+            let at = at.tag_span().and_then(|tag| tag.byte_range());
+            let span = at.map_or(span, |r| Span { start: r.start, end: r.end });
+            let help = "remove the word that begins with `!`";
+            d.error_help(Code::Syntax, span, "tags have no meaning in a workflow file", help);
+            return None;
+        }
         if let Event::DocumentStart(..) = event {
             documents += 1;
             if documents > 1 {
@@ -184,12 +191,6 @@ struct Builder {
 
 impl Builder {
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), (Span, Problem)> {
-        if let Some(tag) = event.tag() {
-            if !tag.is_yaml_core_schema() {
-                let problem = Problem::new(Code::Syntax, "tags have no meaning in a workflow file");
-                return Err((span, problem.help("remove the word that begins with `!`")));
-            }
-        }
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let text_tag = tag.is_some_and(|t| t.is_yaml_core_schema_tag("str"));
