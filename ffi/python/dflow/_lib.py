@@ -83,7 +83,7 @@ _PROTOTYPES = {
     "worker_next": (c_int, c_void_p, c_void_p),
     "worker_end": (c_int, c_void_p, c_char_p, c_char_p),
     "worker_end_exit": (c_int, c_void_p, c_int),
-    "worker_taint": (None, c_void_p),
+    "worker_taint": (c_int, c_void_p),
     "get": (c_int, c_void_p, c_int, c_void_p),
     "get_item": (c_int, c_void_p, c_int, c_uint32, c_void_p),
     "count": (c_int, c_void_p, c_int, c_void_p),
@@ -184,7 +184,7 @@ class Worker:
 
     def taint(self):
         """Ask the node not to use this process again after the current invocation."""
-        self._library.worker_taint(self._handle)
+        self._library.check(self._library.worker_taint(self._handle))
 
     def end(self):
         """Report success of the current invocation, as far as the function is concerned."""

@@ -10,8 +10,8 @@ from ._errors import DflowError
 
 # What of an error travels to the node, in bytes: a message on the link has a limit, and the interesting parts are
 # how the message begins and where the traceback ends.
-MESSAGE_BYTES_MAX = 3 << 10
-TRACEBACK_BYTES_MAX = 8 << 10
+MESSAGE_BYTES_MAX = 2 << 10
+TRACEBACK_BYTES_MAX = 5 << 10
 
 PLANS_MAX = 64
 

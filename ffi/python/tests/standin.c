@@ -87,9 +87,10 @@ int dflow_worker_end_exit(dflow_worker *worker, int code) {
     record("exit", code, "", 0);
     return DFLOW_OK;
 }
-void dflow_worker_taint(dflow_worker *worker) {
+int dflow_worker_taint(dflow_worker *worker) {
     (void)worker;
     record("taint", 0, "", 0);
+    return DFLOW_OK;
 }
 
 /* ---- a function's calls ---- */
