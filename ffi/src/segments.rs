@@ -181,8 +181,12 @@ impl Segments {
                         format!("segment {} came without a descriptor", id.0),
                     ));
                 };
-                let segment =
-                    Segment::from_fd(id, fd, bytes).map_err(|e| Fault::new(Code::Node, e.to_string()))?;
+                // The object in it may have been sealed since this was sent: the file has then been
+                // cut to its length, and what was cut off is named by nobody.
+                let file = std::fs::File::from(fd);
+                let bytes = file.metadata().map_or(bytes, |found| found.len().min(bytes));
+                let segment = Segment::from_fd(id, file.into(), bytes)
+                    .map_err(|e| Fault::new(Code::Node, e.to_string()))?;
                 // A segment shown read-only before may be granted later: what is mapped stays.
                 let before = known.remove(&id);
                 let (read, window) = before.map_or((None, None), |k| (k.read, k.window));
