@@ -95,6 +95,10 @@ _PROTOTYPES = {
 }
 
 
+# Functions a libdflow may lack; the binding then says less to the node (see Worker).
+_OPTIONAL = {"worker_end_exit", "worker_taint"}
+
+
 class Library:
     """The functions of libdflow.so without their prefix, with their types."""
 
@@ -102,7 +106,10 @@ class Library:
         # Loaded globally, so that native extensions linked to libdflow find this instance and not a second one.
         library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
         for name, (result, *arguments) in _PROTOTYPES.items():
-            function = getattr(library, f"dflow_{name}")
+            function = getattr(library, f"dflow_{name}", None)
+            if function is None and name in _OPTIONAL:
+                setattr(self, name, None)
+                continue
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
 
@@ -184,7 +191,9 @@ class Worker:
 
     def taint(self):
         """Ask the node not to use this process again after the current invocation."""
-        self._library.check(self._library.worker_taint(self._handle))
+        # Without this call the node may use the process again; the warning on stderr still says why it should not.
+        if self._library.worker_taint is not None:
+            self._library.check(self._library.worker_taint(self._handle))
 
     def end(self):
         """Report success of the current invocation, as far as the function is concerned."""
@@ -198,6 +207,9 @@ class Worker:
 
     def end_exit(self, code):
         """Report that the function exited with a status."""
+        if self._library.worker_end_exit is None:
+            self.end_error(b"SystemExit", f"the function exited with status {code}".encode())
+            return
         self._library.check(self._library.worker_end_exit(self._handle, code))
 
 

@@ -150,6 +150,19 @@ class Calls(StandIn):
             self.assertEqual(log[1], f"{name} 0 the stand-in refuses", code)
 
 
+class WithoutOptionalCalls(StandIn):
+    def test_an_older_library_still_runs_functions(self):
+        library = _lib.Library(self.path)
+        library.worker_taint = library.worker_end_exit = None
+        saved, type(self).library = type(self).library, library
+        try:
+            kept = []
+            self.assertEqual(self.run_one(lambda a: kept.append(a), Views.INPUT), ["ok 0 "])
+            self.assertEqual(self.run_one(lambda: sys.exit(75)), ["SystemExit 0 the function exited with status 75"])
+        finally:
+            type(self).library = saved
+
+
 class Views(StandIn):
     INPUT = [(b"a", BYTES, ONE, READY, b"shared")]
 
