@@ -25,7 +25,9 @@ fn random_workflows_end_as_they_should() {
                 failed += u64::from(report.result.is_err());
                 attempts += report.attempts;
             }
-            Err(_) => panic!("seed {seed} fails; replay it: DFLOW_SIM_SEED={seed} cargo test -p dflow-hwtests --test sim"),
+            Err(_) => panic!(
+                "seed {seed} fails; replay it: DFLOW_SIM_SEED={seed} cargo test -p dflow-hwtests --test sim"
+            ),
         }
     }
     println!("{seeds} seeds, {attempts} attempts, {failed} runs failed as they had to");

@@ -34,7 +34,11 @@ pub fn graph(rng: &mut Rng) -> Graph {
 /// Any reference to what there is so far.
 fn source(rng: &mut Rng, graph: &Graph) -> Source {
     if graph.steps.is_empty() || rng.chance(15) {
-        return if rng.chance(50) { Source::Const(rng.below(3) as u32) } else { Source::Input(rng.below(2) as u16) };
+        return if rng.chance(50) {
+            Source::Const(rng.below(3) as u32)
+        } else {
+            Source::Input(rng.below(2) as u16)
+        };
     }
     // The recent ones more often, so that chains get long.
     let back = rng.below(graph.steps.len() as u64).min(rng.below(graph.steps.len() as u64));
@@ -85,11 +89,7 @@ fn step(rng: &mut Rng, graph: &Graph) -> Step {
         factor_milli: 2000,
         backoff_ms_max: 100,
         jitter_milli: 200,
-        on: if rng.chance(50) {
-            vec![ErrorClass::All]
-        } else {
-            vec![ErrorClass::Crash, ErrorClass::Timeout]
-        },
+        on: if rng.chance(50) { vec![ErrorClass::All] } else { vec![ErrorClass::Crash, ErrorClass::Timeout] },
     };
     let mut step = Step {
         name,
@@ -101,7 +101,7 @@ fn step(rng: &mut Rng, graph: &Graph) -> Step {
         after: Vec::new(),
         start: start(rng),
         retry,
-        timeout_ms: if rng.chance(30) { 2_000 } else { 0 },
+        timeout_ms: timeout_ms(rng, graph),
         cpu_milli: *rng.pick(&[0, 250, 1000, 1000, 2000, 9000]),
         estimate_us: rng.below(3) * 500,
         on_failure: if rng.chance(15) { OnFailure::Ignore } else { OnFailure::Fail },
@@ -128,7 +128,11 @@ fn step(rng: &mut Rng, graph: &Graph) -> Step {
         step.foreach = foreach(rng, graph);
     }
     for i in 0..rng.below(4) {
-        let source = if step.foreach.is_some() && (i == 0 || rng.chance(20)) { Source::Item } else { source(rng, graph) };
+        let source = if step.foreach.is_some() && (i == 0 || rng.chance(20)) {
+            Source::Item
+        } else {
+            source(rng, graph)
+        };
         let optional = rng.chance(20);
         step.inputs.push(InputPort { name: format!("i{i}"), ty: PortType::Bytes, source, optional });
     }
@@ -137,6 +141,12 @@ fn step(rng: &mut Rng, graph: &Graph) -> Step {
         step.outputs.push(port(rng, i, kinds));
     }
     step
+}
+
+/// Waiting for data counts, so a timeout must outlast the timeouts of all that hang before it.
+fn timeout_ms(rng: &mut Rng, graph: &Graph) -> u64 {
+    let before = graph.steps.iter().filter(|step| step.timeout_ms > 0).count() as u32;
+    if before < 4 && rng.chance(40) { 100 * 1000u64.pow(before) } else { 0 }
 }
 
 fn foreach(rng: &mut Rng, graph: &Graph) -> Option<Foreach> {

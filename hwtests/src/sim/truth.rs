@@ -77,25 +77,48 @@ pub struct Outcome {
     pub skipped: BTreeSet<u32>,
     /// Invocations that ended well: (step, item).
     pub ended: BTreeSet<(u32, u32)>,
+    /// Number of invocations of each step, those left out included.
+    pub items: Vec<u32>,
+    /// Items of a foreach that failed or whose own item did.
+    pub left_out: BTreeSet<(u32, u32)>,
     /// Values of the run outputs.
     pub outputs: Vec<Value>,
 }
 
-/// Recomputes a run step by step in topological order. `nonces` has those of the attempts that counted; `Err`
-/// says which step must fail the run, or which invocation should have run and has not.
-pub fn expect(graph: &Graph, seed: u64, nonces: &BTreeMap<(u32, u32), u64>) -> Result<Outcome, String> {
-    let mut model = Model { graph, seed, nonces, made: vec![Made::Skipped; graph.steps.len()], ended: BTreeSet::new() };
+/// Recomputes a run step by step in topological order. `nonces` has those of the attempts that counted, `failed`
+/// the invocations that failed for good; `Err` says which step must fail the run, or which invocation should have
+/// run and has not.
+pub fn expect(
+    graph: &Graph,
+    nonces: &BTreeMap<(u32, u32), u64>,
+    failed: &BTreeSet<(u32, u32)>,
+) -> Result<Outcome, String> {
+    let mut model =
+        Model { graph, failed, nonces, made: vec![Made::Skipped; graph.steps.len()], ended: BTreeSet::new() };
     for step in graph.topological().map_err(|e| e.to_string())? {
         model.made[step as usize] = model.step(step)?;
     }
-    let skipped = (0..graph.steps.len() as u32).filter(|&s| matches!(model.made[s as usize], Made::Skipped)).collect();
+    let skipped =
+        (0..graph.steps.len() as u32).filter(|&s| matches!(model.made[s as usize], Made::Skipped)).collect();
     let outputs = graph.outputs.iter().map(|output| model.value(&output.source)).collect();
-    Ok(Outcome { skipped, ended: model.ended, outputs })
+    let items = model.made.iter().map(|made| match made {
+        Made::Skipped | Made::Alias(_) => 0,
+        Made::One(_) => 1,
+        Made::Each(items) => items.len() as u32,
+    });
+    let mut left_out = BTreeSet::new();
+    for (step, made) in model.made.iter().enumerate() {
+        if let Made::Each(items) = made {
+            let out = items.iter().enumerate().filter(|(_, made)| made.is_none());
+            left_out.extend(out.map(|(item, _)| (step as u32, item as u32)));
+        }
+    }
+    Ok(Outcome { skipped, left_out, items: items.collect(), ended: model.ended, outputs })
 }
 
 struct Model<'a> {
     graph: &'a Graph,
-    seed: u64,
+    failed: &'a BTreeSet<(u32, u32)>,
     nonces: &'a BTreeMap<(u32, u32), u64>,
     made: Vec<Made>,
     ended: BTreeSet<(u32, u32)>,
@@ -107,17 +130,19 @@ impl Model<'_> {
             Source::Const(c) => Some(constant(c)),
             Source::Input(i) => Some(input(i)),
             Source::Item => None,
-            Source::Output { step, port } | Source::Gather { step, port } => match &self.made[step as usize] {
-                Made::Skipped => None,
-                Made::Alias(source) => self.value(source),
-                Made::One(d) => match self.graph.steps[step as usize].outputs[port as usize].kind {
-                    PortKind::Many => Some(list(&many(*d, port))),
-                    _ => Some(object(*d, port, 0)),
-                },
-                Made::Each(items) => {
-                    Some(list(&items.iter().flatten().map(|&d| object(d, port, 0)).collect::<Vec<_>>()))
+            Source::Output { step, port } | Source::Gather { step, port } => {
+                match &self.made[step as usize] {
+                    Made::Skipped => None,
+                    Made::Alias(source) => self.value(source),
+                    Made::One(d) => match self.graph.steps[step as usize].outputs[port as usize].kind {
+                        PortKind::Many => Some(list(&many(*d, port))),
+                        _ => Some(object(*d, port, 0)),
+                    },
+                    Made::Each(items) => {
+                        Some(list(&items.iter().flatten().map(|&d| object(d, port, 0)).collect::<Vec<_>>()))
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -134,7 +159,8 @@ impl Model<'_> {
             .iter()
             .map(|input| if input.source == Source::Item { element } else { self.value(&input.source) })
             .collect();
-        let nonce = self.nonces.get(&(step, item)).ok_or(format!("step {step} item {item} should have run"))?;
+        let nonce =
+            self.nonces.get(&(step, item)).ok_or(format!("step {step} item {item} should have run"))?;
         self.ended.insert((step, item));
         Ok(digest(step, item, &inputs, *nonce))
     }
@@ -164,7 +190,11 @@ impl Model<'_> {
             OnFailure::Fail => Err(format!("step {s} must fail the run")),
         };
         let Some(each) = &step.foreach else {
-            return if is_broken(self.seed, s, 0) { failed() } else { Ok(Made::One(self.invoke(s, 0, None)?)) };
+            return if self.failed.contains(&(s, 0)) {
+                failed()
+            } else {
+                Ok(Made::One(self.invoke(s, 0, None)?))
+            };
         };
         let items: Vec<Value> = match (&each.over, each.json) {
             (over, true) => {
@@ -181,7 +211,8 @@ impl Model<'_> {
             },
             _ => Vec::new(),
         };
-        let broken = (0..items.len()).filter(|&i| items[i].is_some() && is_broken(self.seed, s, i as u32)).count();
+        let broken =
+            (0..items.len()).filter(|&i| items[i].is_some() && self.failed.contains(&(s, i as u32))).count();
         let too_many = match each.tolerate {
             Tolerate::Count(most) => broken > most as usize,
             Tolerate::Percent(share) => broken * 100 > share as usize * items.len(),
@@ -191,7 +222,7 @@ impl Model<'_> {
         }
         let mut made = Vec::new();
         for (i, item) in items.iter().enumerate() {
-            let runs = item.is_some() && !is_broken(self.seed, s, i as u32);
+            let runs = item.is_some() && !self.failed.contains(&(s, i as u32));
             made.push(if runs { Some(self.invoke(s, i as u32, *item)?) } else { None });
         }
         Ok(Made::Each(made))

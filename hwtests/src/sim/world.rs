@@ -25,6 +25,8 @@ pub struct Conditions {
     pub store_bytes: u64,
     /// Overrides the start policy of all steps.
     pub start: Option<StartPolicy>,
+    /// Prints events and effects to stderr, for a replay.
+    pub trace: bool,
 }
 
 /// How a run came out.
@@ -38,6 +40,8 @@ pub struct Report {
     pub skipped: BTreeSet<u32>,
     /// Nonces of the attempts that ended well and counted.
     pub nonces: BTreeMap<(u32, u32), u64>,
+    /// Invocations that failed for good.
+    pub failed: BTreeSet<(u32, u32)>,
     /// Values of the run outputs (empty unless it succeeded).
     pub outputs: Vec<Value>,
     /// Attempts started.
@@ -67,6 +71,8 @@ struct Process {
     doomed: bool,
     hung: bool,
     wrote_first: bool,
+    /// Objects it has announced.
+    begun: BTreeSet<ObjectKey>,
     /// Ports done, items of the present one done.
     port: usize,
     element: u32,
@@ -96,7 +102,6 @@ pub struct World<'a> {
     lists: BTreeMap<(u32, u16), (u32, u32)>,
     started: BTreeMap<(u32, u32), u32>,
     faults: BTreeMap<(u32, u32), u32>,
-    failed: BTreeSet<(u32, u32)>,
     evaluated: BTreeSet<u32>,
     stored_bytes: u64,
     spilling: bool,
@@ -123,7 +128,6 @@ pub fn simulate(graph: &Arc<Graph>, seed: u64, conditions: &Conditions) -> Repor
         lists: BTreeMap::new(),
         started: BTreeMap::new(),
         faults: BTreeMap::new(),
-        failed: BTreeSet::new(),
         evaluated: BTreeSet::new(),
         stored_bytes: 0,
         spilling: false,
@@ -133,6 +137,7 @@ pub fn simulate(graph: &Arc<Graph>, seed: u64, conditions: &Conditions) -> Repor
             hash: 0,
             skipped: BTreeSet::new(),
             nonces: BTreeMap::new(),
+            failed: BTreeSet::new(),
             outputs: Vec::new(),
             attempts: 0,
         },
@@ -178,7 +183,14 @@ impl World<'_> {
 
     fn describe(&self) -> String {
         let processes = self.processes.iter().map(|(id, p)| {
-            format!("{id:?} attempt {} read {} of {:?} blocked {} doomed {}\n", p.attempt, p.read.len(), p.tables, p.blocked, p.doomed)
+            format!(
+                "{id:?} attempt {} read {} of {:?} blocked {} doomed {}\n",
+                p.attempt,
+                p.read.len(),
+                p.tables,
+                p.blocked,
+                p.doomed
+            )
         });
         format!("{:?}\n{}{:#?}", self.scheduler.load(), processes.collect::<String>(), self.graph)
     }
@@ -194,9 +206,15 @@ impl World<'_> {
             };
             self.scheduler.handle(self.now, stale, &mut self.effects);
         }
+        if self.conditions.trace {
+            eprintln!("{:>9} {event:?}", self.now.0);
+        }
         self.scheduler.handle(self.now, event, &mut self.effects);
         for effect in std::mem::take(&mut self.effects) {
             let text = format!("{effect:?}");
+            if self.conditions.trace {
+                eprintln!("          -> {text}");
+            }
             self.report.hash = text.bytes().fold(self.report.hash ^ 0xcbf2_9ce4_8422_2325, |h, b| {
                 (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
             });
@@ -219,14 +237,18 @@ impl World<'_> {
             Effect::Relink { invocation, input, .. } => {
                 let resolved = self.scheduler.resolve(self.run, invocation, input);
                 let key = (invocation.step, invocation.item);
-                let Some(process) = self.processes.get_mut(&key) else { panic!("relink of {key:?}, which does not run") };
+                let Some(process) = self.processes.get_mut(&key) else {
+                    panic!("relink of {key:?}, which does not run")
+                };
                 process.tables[input as usize] = resolved;
                 let attempt = process.attempt;
                 self.later(1, Happens::Act(key.0, key.1, attempt));
             }
             Effect::Stop { invocation, attempt, .. } => {
                 let key = (invocation.step, invocation.item);
-                let Some(process) = self.processes.get_mut(&key) else { panic!("stop of {key:?}, which does not run") };
+                let Some(process) = self.processes.get_mut(&key) else {
+                    panic!("stop of {key:?}, which does not run")
+                };
                 assert_eq!(process.attempt, attempt, "stop of another attempt of {key:?}");
                 process.doomed = true;
                 let delay = self.rng.below(300);
@@ -235,7 +257,11 @@ impl World<'_> {
             Effect::Release(key) => self.release(key),
             Effect::Note { note, .. } => self.noted(note),
             Effect::RunEnded { result, .. } => {
-                assert!(self.processes.is_empty(), "the run ended while {} processes run", self.processes.len());
+                assert!(
+                    self.processes.is_empty(),
+                    "the run ended while {} processes run",
+                    self.processes.len()
+                );
                 self.report.result = result;
                 self.over = true;
             }
@@ -244,16 +270,20 @@ impl World<'_> {
 
     fn noted(&mut self, note: Note) {
         match note {
-            Note::Skipped { step } => assert!(self.report.skipped.insert(step), "step {step} is skipped twice"),
-            Note::Failed { invocation, .. } => {
-                self.failed.insert((invocation.step, invocation.item));
+            Note::Skipped { step } => {
+                assert!(self.report.skipped.insert(step), "step {step} is skipped twice")
+            }
+            Note::Failed { invocation: InvocationId { step, item }, .. } => {
+                self.report.failed.insert((step, item));
             }
             Note::Expanded { .. } | Note::Retrying { .. } | Note::StepDone { .. } => {}
         }
     }
 
     fn release(&mut self, key: ObjectKey) {
-        let Some(stored) = self.store.remove(&key) else { panic!("release of {key:?}, which is not in the store") };
+        let Some(stored) = self.store.remove(&key) else {
+            panic!("release of {key:?}, which is not in the store")
+        };
         self.stored_bytes -= stored.bytes;
         for (id, process) in self.processes.iter().filter(|(_, p)| !p.doomed) {
             let names = |object: &ObjectRef| object.key == key && object.state == ObjectState::Sealed;
@@ -289,6 +319,7 @@ impl World<'_> {
             doomed: false,
             hung: false,
             wrote_first: false,
+            begun: BTreeSet::new(),
             port: 0,
             element: 0,
         };
@@ -308,8 +339,13 @@ impl World<'_> {
         let (mut inputs, mut begun, mut complete) = (0u32, 0u32, 0u32);
         for (input, table) in step.inputs.iter().zip(tables) {
             let json_item = matches!(table, Resolved::Element { .. });
-            if matches!(table, Resolved::Null) || !(input.source.step().is_some() || input.source == Source::Item) {
-                assert!(input.optional || !matches!(table, Resolved::Null), "a required input of {id:?} is null");
+            if matches!(table, Resolved::Null)
+                || !(input.source.step().is_some() || input.source == Source::Item)
+            {
+                assert!(
+                    input.optional || !matches!(table, Resolved::Null),
+                    "a required input of {id:?} is null"
+                );
                 continue;
             }
             inputs += 1;
@@ -323,7 +359,10 @@ impl World<'_> {
             StartPolicy::First(k) => complete >= k.min(inputs),
             StartPolicy::AllReady => complete == inputs,
         };
-        assert!(holds, "{id:?} starts against {policy:?}: {begun} begun, {complete} complete of {inputs}: {tables:?}");
+        assert!(
+            holds,
+            "{id:?} starts against {policy:?}: {begun} begun, {complete} complete of {inputs}: {tables:?}"
+        );
         assert!(early || complete == inputs, "{id:?} starts with inputs missing and is not called early");
         for &after in &step.after {
             let running = self.processes.keys().any(|&(s, _)| s == after);
@@ -337,8 +376,9 @@ impl World<'_> {
                 ObjectState::Sealed => true,
                 ObjectState::Running { .. } => {
                     let id = object.key.invocation;
-                    self.processes.get(&(id.step, id.item)).is_some_and(|p| p.wrote_first)
+                    self.processes.get(&(id.step, id.item)).is_some_and(|p| p.begun.contains(&object.key))
                         || self.store.contains_key(&object.key)
+                        || self.is_deterministic(id.step)
                 }
                 // A deterministic function's object may have begun in an attempt before.
                 ObjectState::Pending => self.is_deterministic(object.key.invocation.step),
@@ -350,7 +390,10 @@ impl World<'_> {
                 let first = self.key(*producer, *port, 0);
                 self.store.contains_key(&first)
                     || self.lists.contains_key(&(producer.step, *port))
-                    || self.processes.get(&(producer.step, producer.item)).is_some_and(|p| p.wrote_first)
+                    || self
+                        .processes
+                        .get(&(producer.step, producer.item))
+                        .is_some_and(|p| p.begun.contains(&first))
                     || self.is_deterministic(producer.step)
             }
             Resolved::Const(_) | Resolved::Null | Resolved::Element { .. } => true,
@@ -371,7 +414,11 @@ impl World<'_> {
         let awake = self.processes.iter().filter(|(_, p)| !p.blocked);
         let used: u32 = awake.map(|(&(step, _), _)| tokens(step)).sum();
         let own = tokens(id.step);
-        assert!(own == 0 || used <= capacity.cpu_milli, "{id:?} starts on credit: {used} of {}", capacity.cpu_milli);
+        assert!(
+            own == 0 || used <= capacity.cpu_milli,
+            "{id:?} starts on credit: {used} of {}",
+            capacity.cpu_milli
+        );
         let function = self.graph.steps[id.step as usize].function();
         let same = |&&(s, _): &&(u32, u32)| self.graph.steps[s as usize].function() == function;
         let workers = self.processes.keys().filter(same).count();
@@ -379,7 +426,11 @@ impl World<'_> {
         assert!(workers <= most, "{workers} workers of {most}");
         if let Some(each) = &self.graph.steps[id.step as usize].foreach {
             let instances = self.processes.keys().filter(|k| k.0 == id.step).count();
-            assert!(instances <= each.parallel_max as usize, "{instances} instances of {}", each.parallel_max);
+            assert!(
+                instances <= each.parallel_max as usize,
+                "{instances} instances of {}",
+                each.parallel_max
+            );
         }
         let early = self.scheduler.load().early as usize;
         assert!(early < slots, "{early} early in {slots} slots");
@@ -391,6 +442,8 @@ impl World<'_> {
         match what {
             Happens::Act(step, item, attempt) => self.act((step, item), attempt),
             Happens::Gone(step, item, attempt) => self.gone((step, item), attempt),
+            // Nobody waits for the answer any more, and what it would read may be gone.
+            Happens::Decide(step) | Happens::Measure(step) if self.report.skipped.contains(&step) => {}
             Happens::Decide(step) => {
                 let result = Ok(self.decide(step));
                 self.tell(Event::Evaluated { run: self.run, step, result });
@@ -420,7 +473,8 @@ impl World<'_> {
     fn decide(&self, step: u32) -> u32 {
         let holds = |condition: &Condition| {
             let reads: Vec<Value> = condition.reads.iter().map(|read| self.value(read)).collect();
-            let skipped: Vec<bool> = condition.asks.iter().map(|&s| self.scheduler.skipped(self.run, s)).collect();
+            let skipped: Vec<bool> =
+                condition.asks.iter().map(|&s| self.scheduler.skipped(self.run, s)).collect();
             truth::holds(condition.id, &reads, &skipped)
         };
         match &self.graph.steps[step as usize].kind {
@@ -447,6 +501,7 @@ impl World<'_> {
         let Some(process) = self.processes.remove(&key) else { return };
         if outcome == Outcome::Ok && !process.doomed {
             self.report.nonces.insert(key, process.nonce);
+            self.report.failed.remove(&key);
         } else {
             self.report.nonces.remove(&key);
             if !self.is_deterministic(key.0) {
@@ -466,9 +521,11 @@ impl World<'_> {
                 Some(stored) => Some(stored.value),
                 None => panic!("{:?} is called sealed and is not in the store", object.key),
             },
-            ObjectState::Running { attempt } => {
-                self.store.get(&object.key).filter(|stored| stored.attempt == attempt).map(|stored| stored.value)
-            }
+            ObjectState::Running { attempt } => self
+                .store
+                .get(&object.key)
+                .filter(|stored| stored.attempt == attempt)
+                .map(|stored| stored.value),
         };
         match table {
             Resolved::Const(c) => Some(Some(truth::constant(*c))),
@@ -481,11 +538,13 @@ impl World<'_> {
             }
             Resolved::List { pinned: false, .. } => None,
             Resolved::Follow { producer, attempt, port } => {
-                let &(count, _) = self.lists.get(&(producer.step, *port)).filter(|&&(_, a)| {
-                    a == *attempt || self.is_deterministic(producer.step)
-                })?;
-                let items: Option<Vec<u64>> =
-                    (0..count).map(|e| self.store.get(&self.key(*producer, *port, e)).map(|s| s.value)).collect();
+                let &(count, _) = self
+                    .lists
+                    .get(&(producer.step, *port))
+                    .filter(|&&(_, a)| a == *attempt || self.is_deterministic(producer.step))?;
+                let items: Option<Vec<u64>> = (0..count)
+                    .map(|e| self.store.get(&self.key(*producer, *port, e)).map(|s| s.value))
+                    .collect();
                 items.map(|items| Some(truth::list(&items)))
             }
             Resolved::Element { list, index } => {
@@ -533,7 +592,11 @@ impl World<'_> {
                     self.later(delay, Happens::Act(key.0, key.1, attempt));
                 }
                 None => {
-                    assert!(process.early, "{key:?} waits for data and was not called early: {:?}", process.tables);
+                    assert!(
+                        process.early,
+                        "{key:?} waits for data and was not called early: {:?}",
+                        process.tables
+                    );
                     self.set_blocked(key, true);
                 }
             }
@@ -564,16 +627,23 @@ impl World<'_> {
         let invocation = InvocationId { step: key.0, item: key.1 };
         for port in 0..self.graph.steps[key.0 as usize].outputs.len() as u16 {
             if self.graph.steps[key.0 as usize].outputs[port as usize].kind != PortKind::Many {
-                let put = Put { key: self.key(invocation, port, 0), attempt, bytes: 1 };
-                self.tell(Event::FirstByte(put));
+                self.announce(key, self.key(invocation, port, 0), attempt);
             }
         }
         self.later(5, Happens::Act(key.0, key.1, attempt));
     }
 
+    fn announce(&mut self, key: (u32, u32), object: ObjectKey, attempt: u32) {
+        if let Some(process) = self.processes.get_mut(&key) {
+            process.begun.insert(object);
+            self.tell(Event::FirstByte(Put { key: object, attempt, bytes: 1 }));
+        }
+    }
+
     fn put(&mut self, key: (u32, u32)) {
         let Some(process) = self.processes.get(&key) else { return };
-        let (step, attempt, port, element) = (&self.graph.steps[key.0 as usize], process.attempt, process.port, process.element);
+        let (step, attempt, port, element) =
+            (&self.graph.steps[key.0 as usize], process.attempt, process.port, process.element);
         let invocation = InvocationId { step: key.0, item: key.1 };
         if truth::is_broken(self.seed, key.0, key.1) && (port > 0 || step.outputs.len() == 1) {
             let failure = Failure { class: ErrorClass::Error("Bug".into()), message: "simulated".into() };
@@ -608,14 +678,20 @@ impl World<'_> {
             _ => self.processes.entry(key).and_modify(|p| p.port += 1),
         };
         if self.rng.chance(30) {
-            self.tell(Event::FirstByte(Put { key: object, attempt, bytes: 1 }));
+            self.announce(key, object, attempt);
+            if self.processes.get(&key).is_none_or(|p| p.attempt != attempt || p.doomed) {
+                return;
+            }
         }
         if let std::collections::btree_map::Entry::Vacant(entry) = self.store.entry(object) {
             entry.insert(Stored { attempt, value, bytes });
             self.stored_bytes += bytes;
             self.tell(Event::Sealed(Put { key: object, attempt, bytes }));
         } else {
-            assert!(self.is_deterministic(key.0), "{object:?} is put by attempt {attempt} and is still there");
+            assert!(
+                self.is_deterministic(key.0),
+                "{object:?} is put by attempt {attempt} and is still there"
+            );
             self.tell(Event::Sealed(Put { key: object, attempt, bytes }));
         }
         self.wake_followers(invocation);
@@ -645,7 +721,8 @@ impl World<'_> {
     /// The run is over: outputs are read, the run is forgotten, and nothing may be left.
     fn finish(&mut self) {
         if self.report.result.is_ok() {
-            self.report.outputs = self.graph.outputs.iter().map(|output| self.value(&output.source)).collect();
+            self.report.outputs =
+                self.graph.outputs.iter().map(|output| self.value(&output.source)).collect();
         }
         self.over = false;
         let mut effects = Vec::new();

@@ -71,7 +71,9 @@ pub enum GraphError {
         of: String,
     },
     /// `[*]` on a `many` port.
-    #[error("step {step} gathers output {port} of {of}, which is a list already: lists of lists are not supported")]
+    #[error(
+        "step {step} gathers output {port} of {of}, which is a list already: lists of lists are not supported"
+    )]
     ListOfList {
         /// Who refers to it.
         step: String,
@@ -146,7 +148,10 @@ impl Graph {
             depth[s as usize] = deepest.unwrap_or(0) + 1;
             if depth[s as usize] > SWITCHES_MAX {
                 let step = self.steps[s as usize].name.clone();
-                return Err(GraphError::Switch { step, why: "more than 64 switches choose from one another in a row" });
+                return Err(GraphError::Switch {
+                    step,
+                    why: "more than 64 switches choose from one another in a row",
+                });
             }
         }
         Ok(())
@@ -177,7 +182,9 @@ impl Graph {
                     let of = &self.steps[of as usize];
                     let many = of.outputs[port as usize].kind == PortKind::Many;
                     if many && matches!(of.kind, StepKind::Switch(_)) {
-                        return wrong("a list chosen by a switch cannot be iterated: iterate each branch instead");
+                        return wrong(
+                            "a list chosen by a switch cannot be iterated: iterate each branch instead",
+                        );
                     }
                     many
                 }
@@ -247,7 +254,12 @@ impl Graph {
                 let of = self.check_index(step, of)?;
                 let Some(out) = of.outputs.get(port as usize) else {
                     let ports = of.outputs.len();
-                    return Err(GraphError::NoSuchPort { step: step.to_owned(), of: of.name.clone(), port, ports });
+                    return Err(GraphError::NoSuchPort {
+                        step: step.to_owned(),
+                        of: of.name.clone(),
+                        port,
+                        ports,
+                    });
                 };
                 let gather = matches!(source, Source::Gather { .. });
                 if gather != of.foreach.is_some() {
@@ -266,8 +278,10 @@ impl Graph {
     /// the cycle that makes it impossible. Indices must be in range.
     pub fn topological(&self) -> Result<Vec<StepIndex>, GraphError> {
         let edges = Edges::new(self);
-        let mut missing: Vec<u32> = (0..self.steps.len()).map(|s| edges.before(s as u32).len() as u32).collect();
-        let mut order: Vec<StepIndex> = (0..self.steps.len() as u32).filter(|&s| missing[s as usize] == 0).collect();
+        let mut missing: Vec<u32> =
+            (0..self.steps.len()).map(|s| edges.before(s as u32).len() as u32).collect();
+        let mut order: Vec<StepIndex> =
+            (0..self.steps.len() as u32).filter(|&s| missing[s as usize] == 0).collect();
         let mut at = 0;
         while at < order.len() {
             for &next in edges.behind(order[at]) {

@@ -106,7 +106,8 @@ impl Graph {
             let step = &self.steps[s as usize];
             let bytes = step.outputs.iter().fold(0u64, |sum, port| sum.saturating_add(port.hint_bytes));
             let moving = bytes.checked_div(bandwidth).unwrap_or(0);
-            let own = if step.function().is_some() { step.estimate_us.max(1).saturating_add(moving) } else { 0 };
+            let own =
+                if step.function().is_some() { step.estimate_us.max(1).saturating_add(moving) } else { 0 };
             let behind = edges.behind(s).iter().map(|&b| rank[b as usize]).max().unwrap_or(0);
             rank[s as usize] = behind.saturating_add(own);
         }

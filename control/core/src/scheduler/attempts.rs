@@ -72,7 +72,9 @@ impl Run {
         match invocation.phase {
             Phase::Waiting if ready => {
                 if invocation.attempt >= ATTEMPTS_MAX {
-                    let message = format!("it was started {ATTEMPTS_MAX} times, since what it reads failed again and again");
+                    let message = format!(
+                        "it was started {ATTEMPTS_MAX} times, since what it reads failed again and again"
+                    );
                     let class = ErrorClass::Error("TooManyAttempts".to_string());
                     return self.fail_for_good(InvocationId { step, item }, Failure { class, message }, cx);
                 }
@@ -104,14 +106,15 @@ impl Run {
                 state.ended += 1;
                 state.left += 1;
                 self.timer(InvocationId { step, item }, None, cx);
-                self.item_left(step, item);
-                self.agenda.push(Ask::Settled(step));
+                self.item_left(step, item, cx);
+                self.closing.push(Ask::Settled(step));
             }
+            Phase::Running | Phase::Ended if out => self.roll_back(step, item, cx),
             Phase::LeftOut if !out => {
                 invocation.phase = Phase::Waiting;
                 state.ended -= 1;
                 state.left -= 1;
-                self.item_left(step, item);
+                self.item_left(step, item, cx);
             }
             _ => {}
         }
@@ -135,7 +138,8 @@ impl Run {
         let state = &mut self.steps[step as usize];
         let invocation = &mut state.invocations[item as usize];
         invocation.ticket = entry.ticket;
-        invocation.flags = if early { invocation.flags | flag::EARLY } else { invocation.flags & !flag::EARLY };
+        invocation.flags =
+            if early { invocation.flags | flag::EARLY } else { invocation.flags & !flag::EARLY };
         match &mut state.each {
             Some(each) if state.running.len() >= plan.parallel_max as usize => each.gate.park(entry),
             _ => cx.pool.line.push(entry),
@@ -146,9 +150,9 @@ impl Run {
     pub(super) fn is_current(&self, entry: &Entry) -> bool {
         self.seq == entry.seq
             && self.ending.is_none()
-            && self.steps[entry.step as usize].invocations.get(entry.item as usize).is_some_and(|invocation| {
-                invocation.phase == Phase::Ready && invocation.ticket == entry.ticket
-            })
+            && self.steps[entry.step as usize].invocations.get(entry.item as usize).is_some_and(
+                |invocation| invocation.phase == Phase::Ready && invocation.ticket == entry.ticket,
+            )
     }
 
     /// Whether the step may have one more running; else the entry is parked until it may.
@@ -204,7 +208,8 @@ impl Run {
     /// A running invocation sleeps, or is awake again.
     pub(super) fn blocked(&mut self, id: InvocationId, attempt: u32, blocked: bool, cx: &mut Cx<'_>) {
         let Some(invocation) = self.invocation(id) else { return };
-        let alive = matches!(invocation.phase, Phase::Running | Phase::Stopping) && invocation.attempt == attempt;
+        let alive =
+            matches!(invocation.phase, Phase::Running | Phase::Stopping) && invocation.attempt == attempt;
         if !alive || invocation.is(flag::TOKEN) != blocked {
             return;
         }
@@ -242,6 +247,11 @@ impl Run {
         }
         self.running -= 1;
         self.unpark(id.step, cx);
+        if self.steps[id.step as usize].fate == Fate::Skipped
+            && self.steps[id.step as usize].running.is_empty()
+        {
+            self.closing.push(Ask::Resolved(id.step));
+        }
         if phase == Phase::Stopping {
             self.steps[id.step as usize].invocations[id.item as usize].phase = Phase::Waiting;
             return self.agenda.push(Ask::Ready(id.step, id.item));
@@ -254,10 +264,14 @@ impl Run {
             Outcome::Failed(failure) => failure,
             Outcome::Stopped if flags & flag::TIMED_OUT != 0 => {
                 let limit_ms = self.graph.steps[id.step as usize].timeout_ms;
-                let message = format!("it exceeded its timeout of {limit_ms} ms: raise the step's timeout, or see where it waits");
+                let message = format!(
+                    "it exceeded its timeout of {limit_ms} ms: raise the step's timeout, or see where it waits"
+                );
                 Failure { class: ErrorClass::Timeout, message }
             }
-            Outcome::Stopped => Failure { class: ErrorClass::Crash, message: "it ended without a result".to_string() },
+            Outcome::Stopped => {
+                Failure { class: ErrorClass::Crash, message: "it ended without a result".to_string() }
+            }
         };
         self.failed(id, failure, cx);
     }
@@ -284,7 +298,10 @@ impl Run {
             };
             if !complete {
                 let port = &self.graph.steps[id.step as usize].outputs[plan.ports[p as usize].port as usize];
-                let message = format!("it ended without having put all of its output {}: put and seal it before the end", port.name);
+                let message = format!(
+                    "it ended without having put all of its output {}: put and seal it before the end",
+                    port.name
+                );
                 return Some(Failure { class: ErrorClass::Error("OutputMissing".to_string()), message });
             }
         }
@@ -310,7 +327,7 @@ impl Run {
                 self.relink_whole(p, cx);
             }
         }
-        self.agenda.push(Ask::Settled(id.step));
+        self.closing.push(Ask::Settled(id.step));
     }
 
     fn failed(&mut self, id: InvocationId, failure: Failure, cx: &mut Cx<'_>) {
@@ -321,7 +338,9 @@ impl Run {
         let Some(invocation) = self.invocation(id) else { return };
         invocation.failures = invocation.failures.saturating_add(1);
         let (failures, attempt) = (u32::from(invocation.failures), invocation.attempt);
-        let again = failures <= step.retry.retries_max && attempt < ATTEMPTS_MAX && retries(&step.retry, &failure.class);
+        let again = failures <= step.retry.retries_max
+            && attempt < ATTEMPTS_MAX
+            && retries(&step.retry, &failure.class);
         if !again || over {
             return self.fail_for_good(id, failure, cx);
         }
@@ -353,7 +372,8 @@ impl Run {
             || step.foreach.as_ref().is_some_and(|each| match each.tolerate {
                 Tolerate::Count(most) => state.failed <= most,
                 Tolerate::Percent(share) => {
-                    !state.pinned || u64::from(state.failed) * 100 <= u64::from(share) * u64::from(state.items)
+                    !state.pinned
+                        || u64::from(state.failed) * 100 <= u64::from(share) * u64::from(state.items)
                 }
             });
         self.note(Note::Failed { invocation: id, attempt, failure: failure.clone(), tolerated }, cx);
@@ -365,8 +385,8 @@ impl Run {
             None => self.fail_on_data(id.step, Some((id, attempt)), failure, cx),
             Some(each) => {
                 each.failure.get_or_insert((id.item, attempt, failure));
-                self.agenda.push(Ask::Settled(id.step));
-                self.item_left(id.step, id.item);
+                self.closing.push(Ask::Settled(id.step));
+                self.item_left(id.step, id.item, cx);
                 self.judge(id.step, cx);
             }
         }
@@ -472,7 +492,8 @@ impl Run {
         self.graph.steps[id.step as usize].inputs.iter().any(|input| match input.source {
             Source::Item => match self.plan.steps[id.step as usize].over {
                 Over::Many(p) | Over::Gather(p) => {
-                    let sealed = self.steps[id.step as usize].invocations[id.item as usize].is(flag::ITEM_SEALED);
+                    let sealed =
+                        self.steps[id.step as usize].invocations[id.item as usize].is(flag::ITEM_SEALED);
                     !sealed && !self.is_running(self.plan.ports[p as usize].step, self.item_at(p, id.item).0)
                 }
                 Over::Nothing | Over::Json(_) => false,
@@ -506,7 +527,9 @@ impl Run {
         let there = |item: u32| {
             let object = &state.objects[item as usize * ones + o as usize];
             let out = matches!(state.invocations[item as usize].phase, Phase::Failed | Phase::LeftOut);
-            out || matches!(object.known, Known::Sealed | Known::Freed) || self.is_running(step, item)
+            (out && state.each.is_some())
+                || matches!(object.known, Known::Sealed | Known::Freed)
+                || self.is_running(step, item)
         };
         !state.pinned || !(0..state.items).all(there)
     }
@@ -518,14 +541,16 @@ fn retries(retry: &Retry, class: &ErrorClass) -> bool {
 
 /// Microseconds to wait after failure number `failures` (from 1), varied by who waits.
 fn backoff_us(retry: &Retry, failures: u32, who: (u64, InvocationId, u32)) -> u64 {
-    let most_us = if retry.backoff_ms_max == 0 { u64::MAX } else { retry.backoff_ms_max.saturating_mul(1000) };
+    let most_us =
+        if retry.backoff_ms_max == 0 { u64::MAX } else { retry.backoff_ms_max.saturating_mul(1000) };
     let factor = if retry.factor_milli == 0 { 1000 } else { u64::from(retry.factor_milli) };
     let mut wait_us = retry.backoff_ms.saturating_mul(1000).min(most_us);
     for _ in 1..failures {
         wait_us = (wait_us.saturating_mul(factor) / 1000).min(most_us);
     }
     let (run, id, attempt) = who;
-    let mut hash = run ^ (u64::from(id.step) << 32 | u64::from(id.item)).rotate_left(17) ^ u64::from(attempt) << 48;
+    let mut hash =
+        run ^ (u64::from(id.step) << 32 | u64::from(id.item)).rotate_left(17) ^ u64::from(attempt) << 48;
     // splitmix64's finaliser: neighbours must not wait alike.
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -4,7 +4,7 @@ use super::plan::{Keep, NONE, Over, Role};
 use super::run::{Ask, Cx, Fate, Known, Object, Phase, Run, flag};
 use super::{Effect, Put, StopReason};
 use crate::graph::{ErrorClass, Source};
-use alloc::{format, string::ToString};
+use alloc::{format, string::ToString, vec::Vec};
 use dflow_proto::InvocationId;
 
 impl Run {
@@ -20,7 +20,9 @@ impl Run {
             // The attempt counts no more, but the store has the object.
             cx.effects.push(Effect::Release(put.key));
         }
-        if phase != Phase::Running || !self.plan.ports_of(id.step).contains(&self.plan.port(id.step, put.key.port)) {
+        if phase != Phase::Running
+            || !self.plan.ports_of(id.step).contains(&self.plan.port(id.step, put.key.port))
+        {
             return;
         }
         let p = self.plan.port(id.step, put.key.port);
@@ -42,7 +44,8 @@ impl Run {
 
     fn too_many(&mut self, id: InvocationId, port: u16, have: u32, max: u32, cx: &mut Cx<'_>) {
         let name = &self.graph.steps[id.step as usize].outputs[port as usize].name;
-        let message = format!("output {name} has {have} items, at most {max} are allowed: raise its max_items");
+        let message =
+            format!("output {name} has {have} items, at most {max} are allowed: raise its max_items");
         self.fail_step(id.step, Some(id), ErrorClass::Error("TooManyItems".to_string()), message, cx);
     }
 
@@ -75,10 +78,12 @@ impl Run {
         match (before, sealed) {
             (Known::Nothing, false) => object.known = Known::Exists,
             (Known::Nothing | Known::Exists, true) => object.known = Known::Sealed,
-            (Known::FreedBefore, true) => {
-                object.known = Known::Freed;
-                let key = self.key(id.step, id.item, self.plan.ports[p as usize].port, element);
-                cx.effects.push(Effect::Release(key));
+            (Known::Sealed | Known::Freed, true) => {
+                // The same object again, from a new attempt: kept once, and freed again if it was.
+                if core::mem::take(&mut object.repeatable) && before == Known::Freed {
+                    let key = self.key(id.step, id.item, self.plan.ports[p as usize].port, element);
+                    cx.effects.push(Effect::Release(key));
+                }
                 return;
             }
             _ => return,
@@ -89,7 +94,8 @@ impl Run {
         if sealed {
             self.free_object(p, id.item, element, cx);
         }
-        let (begun, list) = (self.ports[p as usize].begun, matches!(self.plan.ports[p as usize].keep, Keep::List(_)));
+        let (begun, list) =
+            (self.ports[p as usize].begun, matches!(self.plan.ports[p as usize].keep, Keep::List(_)));
         if sealed || !begun {
             self.check_port(p);
         }
@@ -150,7 +156,13 @@ impl Run {
                  and is not, or puts items after it said how many there are",
                 before.unwrap_or(have)
             );
-            return self.fail_step(id.step, Some(id), ErrorClass::Error("ItemsChanged".to_string()), message, cx);
+            return self.fail_step(
+                id.step,
+                Some(id),
+                ErrorClass::Error("ItemsChanged".to_string()),
+                message,
+                cx,
+            );
         }
         if list.pinned {
             return;
@@ -173,8 +185,8 @@ impl Run {
         let state = &self.steps[port.step as usize];
         let now = &self.ports[p as usize];
         let (begun, complete) = match port.keep {
-            _ if state.fate == Fate::Skipped => (false, false),
-            Keep::Alias if state.fate != Fate::Runs => (false, false),
+            // Until the step is certain to run, nothing says that its list exists, even if it would be empty.
+            _ if state.fate != Fate::Runs => (false, false),
             Keep::Alias => match self.choice(port.step).and_then(|source| plan.source_port(source)) {
                 Some(q) if !matches!(plan.ports[q as usize].keep, Keep::RunInput(_)) => {
                     (self.ports[q as usize].begun, self.ports[q as usize].complete)
@@ -265,7 +277,7 @@ impl Run {
         let port = &mut self.ports[p as usize];
         port.holds = port.holds.saturating_sub(1);
         if port.holds == 0 {
-            self.agenda.push(Ask::Free(p));
+            self.closing.push(Ask::Free(p));
         }
     }
 
@@ -294,24 +306,24 @@ impl Run {
     pub(super) fn withdraw(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
         for p in plan.ports_of(step) {
-            let port = plan.ports[p as usize].port;
             let mut seen = false;
+            let mut withdrawn = Vec::new();
             match plan.ports[p as usize].keep {
                 Keep::List(l) => {
                     let list = core::mem::take(&mut self.steps[step as usize].lists[l as usize]);
                     seen = list.pinned || list.items.iter().any(|o| o.known != Known::Nothing);
-                    for (element, object) in list.items.iter().enumerate() {
-                        if object.known == Known::Sealed {
-                            cx.effects.push(Effect::Release(self.key(step, item, port, element as u32)));
-                        }
-                    }
+                    let sealed = list.items.iter().enumerate().filter(|(_, o)| o.known == Known::Sealed);
+                    withdrawn.extend(sealed.map(|(element, _)| element as u32));
                     (self.ports[p as usize].exist, self.ports[p as usize].sealed) = (0, 0);
                 }
                 Keep::One(_) => {
-                    let object = core::mem::take(self.object(p, item, 0));
+                    let object = *self.object(p, item, 0);
                     seen = object.known != Known::Nothing;
+                    if seen {
+                        *self.object(p, item, 0) = Object::default();
+                    }
                     if object.known == Known::Sealed {
-                        cx.effects.push(Effect::Release(self.key(step, item, port, 0)));
+                        withdrawn.push(0);
                     }
                     self.ports[p as usize].exist -= u32::from(seen);
                     self.ports[p as usize].sealed -= u32::from(seen && object.known != Known::Exists);
@@ -324,6 +336,10 @@ impl Run {
             } else {
                 self.relink(p, Some(item), cx);
             }
+            // After their readers have been told to stop.
+            for element in withdrawn {
+                cx.effects.push(Effect::Release(self.key(step, item, plan.ports[p as usize].port, element)));
+            }
         }
     }
 
@@ -334,7 +350,7 @@ impl Run {
         for reader in plan.readers(p) {
             match reader.role {
                 Role::Input(_) => self.poison_all(reader.step, cx),
-                Role::Items if list => self.agenda.push(Ask::Shrink(reader.step)),
+                Role::Items if list => self.shrink(reader.step, cx),
                 Role::Items => {
                     if let Some(instance) = self.invocation(InvocationId { step: reader.step, item }) {
                         instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
@@ -353,10 +369,7 @@ impl Run {
     /// Takes back every started invocation of the step.
     pub(super) fn poison_all(&mut self, step: u32, cx: &mut Cx<'_>) {
         for item in 0..self.steps[step as usize].items {
-            let phase = self.steps[step as usize].invocations[item as usize].phase;
-            if matches!(phase, Phase::Running | Phase::Ended | Phase::Ready) {
-                self.roll_back(step, item, cx);
-            }
+            self.roll_back(step, item, cx);
         }
     }
 
@@ -369,6 +382,10 @@ impl Run {
         let before = invocation.phase;
         match before {
             Phase::Stopping => return,
+            // A deterministic function may have left outputs of an attempt before.
+            Phase::Waiting | Phase::Ready | Phase::Backoff if invocation.attempt > 0 => {
+                self.agenda.push(Ask::Withdraw(step, item));
+            }
             Phase::Waiting | Phase::Ready | Phase::Backoff => {}
             Phase::Running => {
                 invocation.phase = Phase::Stopping;
@@ -387,7 +404,7 @@ impl Run {
                     self.hold_again(step);
                     self.agenda.push(Ask::Withdraw(step, item));
                 } else {
-                    self.item_left(step, item);
+                    self.item_left(step, item, cx);
                 }
             }
         }
@@ -395,10 +412,11 @@ impl Run {
     }
 
     /// An item has been left out of the step's lists, or is in them again.
-    pub(super) fn item_left(&mut self, step: u32, item: u32) {
+    pub(super) fn item_left(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
         for p in plan.ports_of(step) {
             self.agenda.push(Ask::Port(p));
+            self.relink_whole(p, cx);
             for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
                 self.agenda.push(Ask::Ready(reader.step, item));
             }
@@ -410,7 +428,8 @@ impl Run {
         let dropped = core::mem::replace(&mut self.steps[step as usize].dropped, NONE);
         if dropped != NONE {
             let graph = self.graph.clone();
-            for input in graph.steps[step as usize].inputs.iter().filter(|i| i.source.step() == Some(dropped)) {
+            for input in graph.steps[step as usize].inputs.iter().filter(|i| i.source.step() == Some(dropped))
+            {
                 if let Some(p) = self.plan.source_port(&input.source) {
                     self.ports[p as usize].holds += 1;
                 }
@@ -422,9 +441,7 @@ impl Run {
     pub(super) fn keep_outputs(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
         let again = |object: &mut Object| {
-            if object.known == Known::Freed {
-                object.known = Known::FreedBefore;
-            }
+            object.repeatable = matches!(object.known, Known::Sealed | Known::Freed);
         };
         for p in plan.ports_of(step) {
             match plan.ports[p as usize].keep {

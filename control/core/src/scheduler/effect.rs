@@ -29,14 +29,17 @@ pub enum Effect {
         /// How many.
         workers: u32,
     },
-    /// Evaluate the step's `when` (`case` is `None`) or its switch; all that it reads is sealed or skipped.
+    /// Evaluate the step's `when` or its switch; all that it reads is sealed for good or skipped. Should
+    /// the step be skipped before the answer ([`Note::Skipped`]), no answer is needed, and what it reads may
+    /// be released.
     Evaluate {
         /// The run.
         run: RunId,
         /// The step.
         step: u32,
     },
-    /// Tell the length of the JSON list that the foreach step iterates; it is sealed.
+    /// Tell the length of the JSON list that the foreach step iterates; it is sealed for good. As with
+    /// [`Effect::Evaluate`], a step that is skipped needs no answer.
     MeasureList {
         /// The run.
         run: RunId,

@@ -22,7 +22,8 @@ pub enum Event {
         run: RunId,
         /// The step whose `when` or `switch` it is.
         step: u32,
-        /// For `when`: 1 holds, 0 does not. For a switch: the index of the chosen case.
+        /// For `when`: 1 holds, 0 does not. For a switch: the index of the chosen case; an index past the
+        /// last says that none holds, and the switch is skipped.
         /// `Err` fails the step with the message.
         result: Result<u32, String>,
     },

@@ -198,14 +198,17 @@ impl Scheduler {
         }
         let make = |graph: &Graph| {
             graph.check()?;
-            Ok::<_, crate::graph::GraphError>(Plan::new(graph, &graph.topological()?, &graph.critical_path(plan::BANDWIDTH)?))
+            Ok::<_, crate::graph::GraphError>(Plan::new(
+                graph,
+                &graph.topological()?,
+                &graph.critical_path(plan::BANDWIDTH)?,
+            ))
         };
         let home = match self.pool.intern(&graph, make) {
             Ok(home) => home,
             Err(error) => {
-                effects.extend(
-                    (0..graph.inputs.len()).map(|i| Effect::Release(ObjectKey::input(id, i as u16))),
-                );
+                effects
+                    .extend((0..graph.inputs.len()).map(|i| Effect::Release(ObjectKey::input(id, i as u16))));
                 let result = Err(RunError::Cancelled(format!("the workflow cannot run: {error}")));
                 effects.push(Effect::RunEnded { run: id, result });
                 return None;
@@ -330,7 +333,9 @@ fn apply(run: &mut Run, event: Event, cx: &mut Cx<'_>) {
         Event::ListLength { step, result, .. } => run.list_length(step, result, cx),
         Event::FirstByte(put) => run.put(put, false, cx),
         Event::Sealed(put) => run.put(put, true, cx),
-        Event::Pinned { invocation, attempt, port, count, .. } => run.pinned(invocation, attempt, port, count, cx),
+        Event::Pinned { invocation, attempt, port, count, .. } => {
+            run.pinned(invocation, attempt, port, count, cx)
+        }
         Event::Blocked { invocation, attempt, .. } => run.blocked(invocation, attempt, true, cx),
         Event::Resumed { invocation, attempt, .. } => run.blocked(invocation, attempt, false, cx),
         Event::Ended { invocation, attempt, outcome, .. } => run.ended(invocation, attempt, outcome, cx),

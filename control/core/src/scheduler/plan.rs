@@ -168,7 +168,8 @@ impl Plan {
             dependent_start.push(dependent_start[s] + edges.behind(s as u32).len() as u32);
         }
         let mut fill = dependent_start.clone();
-        let mut dependents = vec![Dependent { step: 0, because: 0 }; dependent_start[graph.steps.len()] as usize];
+        let mut dependents =
+            vec![Dependent { step: 0, because: 0 }; dependent_start[graph.steps.len()] as usize];
         for s in 0..graph.steps.len() {
             steps.push(plan_step(graph, s, rank[s], &flat));
             mark_reasons(graph, s, &mut reasons);
@@ -177,7 +178,8 @@ impl Plan {
                 let plan = &mut steps[s];
                 plan.required += u32::from(because & because::REQUIRED != 0);
                 plan.data += u32::from(because & because::DATA != 0);
-                plan.conditions += u32::from(because & because::READ != 0) + u32::from(because & because::ASK != 0);
+                plan.conditions +=
+                    u32::from(because & because::READ != 0) + u32::from(because & because::ASK != 0);
                 plan.after += u32::from(because & because::AFTER != 0);
                 dependents[fill[b as usize] as usize] = Dependent { step: s as u32, because };
                 fill[b as usize] += 1;
@@ -225,7 +227,8 @@ impl Plan {
         flat_port(&self.port_start, self.port_start[self.steps.len()], source)
     }
     pub(super) fn readers(&self, port: u32) -> &[PortReader] {
-        &self.readers[self.reader_start[port as usize] as usize..self.reader_start[port as usize + 1] as usize]
+        &self.readers
+            [self.reader_start[port as usize] as usize..self.reader_start[port as usize + 1] as usize]
     }
     pub(super) fn dependents(&self, step: StepIndex) -> &[Dependent] {
         let s = step as usize;
@@ -300,7 +303,8 @@ fn plan_step(graph: &Graph, s: usize, rank: u64, flat: &impl Fn(&Source) -> Opti
         },
     };
     let over_step = step.foreach.as_ref().and_then(|each| each.over.step());
-    let ones_of = |many: bool| step.outputs.iter().filter(|p| (p.kind == PortKind::Many) == many).count() as u16;
+    let ones_of =
+        |many: bool| step.outputs.iter().filter(|p| (p.kind == PortKind::Many) == many).count() as u16;
     let switch = step.function().is_none();
     let items_max = step.foreach.as_ref().map_or(1, |each| each.items_max);
     StepPlan {
@@ -374,24 +378,25 @@ fn cyclic_functions(graph: &Graph, edges: &Edges) -> Vec<bool> {
         start[v + 1] += start[v];
     }
     let mut cyclic = vec![false; functions];
-    components(vertices, |v| &next[start[v]..start[v + 1]], |component| {
-        let itself = |v: u32| next[start[v as usize]..start[v as usize + 1]].binary_search(&(v, v)).is_ok();
-        if component.len() > 1 || itself(component[0]) {
-            for &v in component.iter().filter(|&&v| (v as usize) < functions) {
-                cyclic[v as usize] = true;
+    components(
+        vertices,
+        |v| &next[start[v]..start[v + 1]],
+        |component| {
+            let itself =
+                |v: u32| next[start[v as usize]..start[v as usize + 1]].binary_search(&(v, v)).is_ok();
+            if component.len() > 1 || itself(component[0]) {
+                for &v in component.iter().filter(|&&v| (v as usize) < functions) {
+                    cyclic[v as usize] = true;
+                }
             }
-        }
-    });
+        },
+    );
     cyclic
 }
 
 /// Strongly connected components (Tarjan's algorithm with a stack of its own, since a graph may be
 /// deep). `next(v)` are the edges out of `v`; `found` gets each component.
-fn components<'a>(
-    vertices: usize,
-    next: impl Fn(usize) -> &'a [(u32, u32)],
-    mut found: impl FnMut(&[u32]),
-) {
+fn components<'a>(vertices: usize, next: impl Fn(usize) -> &'a [(u32, u32)], mut found: impl FnMut(&[u32])) {
     let mut seen = vec![0u32; vertices];
     let mut low = vec![0u32; vertices];
     let mut open = vec![false; vertices];

@@ -187,7 +187,8 @@ impl Pool {
             early: 0,
             gate: Gate::default(),
         });
-        let known = Known { graph: graph.clone(), functions: functions.collect(), plan: Arc::new(plan), runs: 0 };
+        let known =
+            Known { graph: graph.clone(), functions: functions.collect(), plan: Arc::new(plan), runs: 0 };
         let free = self.graphs.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {
             self.graphs.push(None);

@@ -54,9 +54,12 @@ impl Run {
     }
 
     fn resolve_port(&self, source: &Source) -> Resolved {
-        let (Some(step), Some(p)) = (source.step(), self.plan.source_port(source)) else { return Resolved::Pending };
+        let (Some(step), Some(p)) = (source.step(), self.plan.source_port(source)) else {
+            return Resolved::Pending;
+        };
         let state = &self.steps[step as usize];
         match self.plan.ports.get(p as usize).map(|port| port.keep) {
+            Some(Keep::One(_)) if state.each.is_some() && state.fate == Fate::Unknown => Resolved::Pending,
             Some(Keep::One(_)) if state.each.is_some() => {
                 let out = |item: &u32| {
                     let phase = state.invocations[*item as usize].phase;
@@ -96,7 +99,7 @@ impl Run {
             Keep::Alias | Keep::Unread | Keep::RunInput(_) => None,
         };
         let state = match (object.map(|o| o.known), step.invocations.get(item as usize)) {
-            (Some(Known::Sealed | Known::Freed | Known::FreedBefore), _) => ObjectState::Sealed,
+            (Some(Known::Sealed | Known::Freed), _) => ObjectState::Sealed,
             (_, Some(i)) if i.phase == Phase::Running => ObjectState::Running { attempt: i.attempt },
             _ => ObjectState::Pending,
         };

@@ -1,8 +1,8 @@
 //! The state of one run, and the agenda by which a change spreads through it.
 //!
 //! Every change of state pushes the questions it raises on the agenda; each question recomputes its answer
-//! from state, so their order does not matter and none needs to be asked twice. A stack instead of recursion,
-//! since a graph may be 100,000 steps deep.
+//! from state, so it may be asked late or twice. Only those whose answers are final (settled, freed) wait until
+//! no other is left. A stack instead of recursion, since a graph may be 100,000 steps deep.
 
 use super::plan::{NONE, Plan};
 use super::pool::{Gate, Pool};
@@ -107,13 +107,13 @@ pub(super) enum Known {
     Sealed,
     /// All of it; freed since nobody will read it.
     Freed,
-    /// Freed in an earlier attempt of a deterministic function, so a new one may seal it again.
-    FreedBefore,
 }
 
 #[derive(Clone, Copy, Default)]
 pub(super) struct Object {
     pub(super) known: Known,
+    /// Sealed by an earlier attempt of a deterministic function, so a new one may seal it again.
+    pub(super) repeatable: bool,
     /// Foreach steps that are done with this item.
     pub(super) items_done: u32,
 }
@@ -252,6 +252,9 @@ pub(super) struct Run {
     pub(super) tickets: u32,
     pub(super) deadline: Tick,
     pub(super) agenda: Vec<Ask>,
+    /// Questions whose answer is final; asked when the agenda is empty, so that all that has to be taken
+    /// back is taken back before anything is settled or freed.
+    pub(super) closing: Vec<Ask>,
     pub(super) ending: Option<Ending>,
     pub(super) over: bool,
 }
@@ -268,8 +271,9 @@ impl Run {
         start: Option<StartPolicy>,
         cx: &mut Cx<'_>,
     ) -> Self {
-        let ports = plan.ports.iter().map(|p| Port { holds: p.holds, item_holds: p.item_holds, ..Port::default() });
-        let sealed = Object { known: Known::Sealed, items_done: 0 };
+        let ports =
+            plan.ports.iter().map(|p| Port { holds: p.holds, item_holds: p.item_holds, ..Port::default() });
+        let sealed = Object { known: Known::Sealed, ..Object::default() };
         let mut run = Run {
             id,
             seq,
@@ -284,6 +288,7 @@ impl Run {
             tickets: 0,
             deadline: Tick(0),
             agenda: Vec::new(),
+            closing: Vec::new(),
             ending: None,
             over: false,
             graph,
@@ -337,14 +342,14 @@ impl Run {
             run.agenda.push(Ask::Fate(s));
         }
         for p in plan.run_inputs() {
-            run.agenda.push(Ask::Free(p));
+            run.closing.push(Ask::Free(p));
         }
         run
     }
 
     /// Answers the questions on the agenda until there are none.
     pub(super) fn settle_agenda(&mut self, cx: &mut Cx<'_>) {
-        while let Some(ask) = self.agenda.pop() {
+        while let Some(ask) = self.agenda.pop().or_else(|| self.closing.pop()) {
             match ask {
                 Ask::Fate(step) => self.decide_fate(step, cx),
                 Ask::Ready(step, item) => self.check_ready(step, item, cx),

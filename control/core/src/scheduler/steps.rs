@@ -31,13 +31,19 @@ impl Run {
         if switch {
             let alias = plan.port(step, 0);
             self.agenda.push(Ask::Port(alias));
-            self.agenda.push(Ask::Settled(step));
+            self.closing.push(Ask::Settled(step));
             self.relink(alias, None, cx);
             self.begun(step, cx);
         } else {
             self.measure(step, cx);
+            if self.steps[step as usize].each.is_some() {
+                for p in plan.ports_of(step) {
+                    self.agenda.push(Ask::Port(p));
+                    self.relink_whole(p, cx);
+                }
+            }
             self.agenda.push(Ask::ReadyAll(step));
-            self.agenda.push(Ask::Settled(step));
+            self.closing.push(Ask::Settled(step));
         }
         for dependent in plan.dependents(step) {
             let state = &mut self.steps[dependent.step as usize];
@@ -58,7 +64,11 @@ impl Run {
     /// Asks the driver for the step's decision once all that it looks at is final.
     pub(super) fn evaluate(&mut self, step: u32, cx: &mut Cx<'_>) {
         let state = &mut self.steps[step as usize];
-        if !state.decided && !state.asked && state.conditions == 0 && state.fate == Fate::Unknown && self.ending.is_none()
+        if !state.decided
+            && !state.asked
+            && state.conditions == 0
+            && state.fate == Fate::Unknown
+            && self.ending.is_none()
         {
             state.asked = true;
             cx.effects.push(Effect::Evaluate { run: self.id, step });
@@ -92,7 +102,7 @@ impl Run {
                     return self.agenda.push(Ask::Skip(step));
                 }
                 for p in self.plan.ports_of(step) {
-                    self.agenda.push(Ask::Free(p));
+                    self.closing.push(Ask::Free(p));
                 }
                 self.agenda.push(Ask::Fate(step));
             }
@@ -111,7 +121,11 @@ impl Run {
         };
         graph.steps[step as usize].conditions(|condition| condition.reads.iter().for_each(&mut drop));
         if let StepKind::Switch(cases) = &graph.steps[step as usize].kind {
-            cases.iter().enumerate().filter(|(i, _)| *i as u32 != chosen).for_each(|(_, case)| drop(&case.value));
+            cases
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| *i as u32 != chosen)
+                .for_each(|(_, case)| drop(&case.value));
         }
     }
 
@@ -137,7 +151,9 @@ impl Run {
                 self.agenda.push(Ask::Pin(step));
                 self.agenda.push(Ask::Grow(step, items));
             }
-            Err(message) => self.fail_step(step, None, ErrorClass::Error("NotAList".to_string()), message, cx),
+            Err(message) => {
+                self.fail_step(step, None, ErrorClass::Error("NotAList".to_string()), message, cx)
+            }
         }
     }
 
@@ -186,9 +202,9 @@ impl Run {
             let of = &self.steps[plan.step as usize];
             let object = match plan.keep {
                 Keep::List(l) => of.lists[l as usize].items.get(item as usize),
-                Keep::One(o) => {
-                    of.objects.get(item as usize * self.plan.steps[plan.step as usize].ones as usize + o as usize)
-                }
+                Keep::One(o) => of
+                    .objects
+                    .get(item as usize * self.plan.steps[plan.step as usize].ones as usize + o as usize),
                 _ => None,
             };
             match object.map(|o| o.known) {
@@ -227,14 +243,17 @@ impl Run {
     /// No more items will come.
     pub(super) fn pin(&mut self, step: u32, cx: &mut Cx<'_>) {
         let state = &mut self.steps[step as usize];
-        if state.pinned || state.fate == Fate::Skipped {
+        if state.pinned
+            || state.fate == Fate::Skipped
+            || state.each.as_ref().is_some_and(|each| each.overflow)
+        {
             return;
         }
         state.pinned = true;
         let items = state.items;
         self.note(Note::Expanded { step, items, pinned: true }, cx);
         self.tell_width(step, None, cx);
-        self.agenda.push(Ask::Settled(step));
+        self.closing.push(Ask::Settled(step));
         self.judge(step, cx);
     }
 
@@ -273,7 +292,9 @@ impl Run {
     /// Whether more of the step has failed than it tolerates.
     pub(super) fn has_failed(&self, step: u32) -> bool {
         let state = &self.steps[step as usize];
-        let (Some(each), Some(Foreach { tolerate, .. })) = (&state.each, &self.graph.steps[step as usize].foreach) else {
+        let (Some(each), Some(Foreach { tolerate, .. })) =
+            (&state.each, &self.graph.steps[step as usize].foreach)
+        else {
             return state.failed > 0;
         };
         each.overflow
@@ -299,7 +320,13 @@ impl Run {
 
     /// The step fails on the data it was given. If that is ignored and the data may still be taken back,
     /// the verdict waits until it is settled, since a skip is for good.
-    pub(super) fn fail_on_data(&mut self, step: u32, by: Option<(InvocationId, u32)>, failure: Failure, cx: &mut Cx<'_>) {
+    pub(super) fn fail_on_data(
+        &mut self,
+        step: u32,
+        by: Option<(InvocationId, u32)>,
+        failure: Failure,
+        cx: &mut Cx<'_>,
+    ) {
         let ignored = self.graph.steps[step as usize].on_failure == OnFailure::Ignore;
         if !ignored || self.steps[step as usize].unsettled == 0 {
             self.fail(step, by, failure, cx);
@@ -320,7 +347,13 @@ impl Run {
     }
 
     /// The step fails: the run with it, unless that is ignored.
-    pub(super) fn fail(&mut self, step: u32, by: Option<(InvocationId, u32)>, failure: Failure, cx: &mut Cx<'_>) {
+    pub(super) fn fail(
+        &mut self,
+        step: u32,
+        by: Option<(InvocationId, u32)>,
+        failure: Failure,
+        cx: &mut Cx<'_>,
+    ) {
         let own = &self.graph.steps[step as usize];
         if own.on_failure == OnFailure::Ignore {
             return self.agenda.push(Ask::Skip(step));
@@ -342,8 +375,10 @@ impl Run {
         state.fate = Fate::Skipped;
         state.resolved = true;
         self.unresolved -= 1;
-        // Asked last: what was built on the step's outputs must be taken back before anyone settles.
-        self.agenda.push(Ask::Resolved(step));
+        // Attempts that have to be stopped must be gone before what comes after the step may start.
+        if state.running.is_empty() {
+            self.closing.push(Ask::Resolved(step));
+        }
         self.note(Note::Skipped { step }, cx);
         let (graph, plan) = (self.graph.clone(), self.plan.clone());
         for item in 0..self.steps[step as usize].items {
@@ -357,7 +392,7 @@ impl Run {
         self.let_go(step, true, cx);
         if let Over::Many(p) | Over::Gather(p) = plan.steps[step as usize].over {
             self.ports[p as usize].item_holds -= 1;
-            self.agenda.push(Ask::Free(p));
+            self.closing.push(Ask::Free(p));
         }
         for p in plan.ports_of(step) {
             self.check_port(p);
@@ -373,7 +408,9 @@ impl Run {
         self.begun(step, cx);
         for dependent in plan.dependents(step) {
             let chosen = || self.choice(dependent.step).and_then(Source::step) == Some(step);
-            if dependent.because & because::REQUIRED != 0 || (dependent.because & because::VALUE != 0 && chosen()) {
+            if dependent.because & because::REQUIRED != 0
+                || (dependent.because & because::VALUE != 0 && chosen())
+            {
                 self.agenda.push(Ask::Skip(dependent.step));
             }
             if first && dependent.because & because::ASK != 0 && !plan.steps[step as usize].late_skip {
@@ -478,7 +515,7 @@ impl Run {
             }
             if why & because::DATA != 0 {
                 self.steps[of as usize].unsettled -= 1;
-                self.agenda.push(Ask::Settled(of));
+                self.closing.push(Ask::Settled(of));
                 if !self.steps[of as usize].resolved {
                     self.drop_early(of, cx);
                 }
@@ -487,7 +524,7 @@ impl Run {
                 self.measure(of, cx);
             }
             if why & because::VALUE != 0 {
-                self.agenda.push(Ask::Settled(of));
+                self.closing.push(Ask::Settled(of));
                 self.agenda.push(Ask::Fate(of));
             }
         }
