@@ -9,7 +9,8 @@ pub(super) fn render(view: &View) -> String {
     out.push_str("  node [shape=box, style=rounded, fontname=\"sans-serif\", fontsize=11];\n");
     out.push_str("  edge [fontname=\"sans-serif\", fontsize=9];\n");
     for (i, node) in view.nodes.iter().enumerate() {
-        let mut lines = vec![node.name.clone(), format!("{} {}", node.kind, node.function).trim_end().to_owned()];
+        let mut lines =
+            vec![node.name.clone(), format!("{} {}", node.kind, node.function).trim_end().to_owned()];
         lines.extend(node.notes.iter().map(|note| short(note, 40)));
         let inputs: Vec<String> = node.reads.iter().filter(|r| r.starts_with("inputs.")).cloned().collect();
         if !inputs.is_empty() {

@@ -29,13 +29,13 @@ const SWEEPS: usize = 8;
 /// A place in a column: a node, or the bend of an edge.
 #[derive(Clone, Copy)]
 enum Item {
-    Node(usize),
+    Node,
     Bend,
 }
 
 pub(super) fn layout(view: &View) -> Layout {
     let columns_count = view.nodes.iter().map(|node| node.rank + 1).max().unwrap_or(0);
-    let mut items: Vec<Item> = (0..view.nodes.len()).map(Item::Node).collect();
+    let mut items: Vec<Item> = vec![Item::Node; view.nodes.len()];
     let mut columns: Vec<Vec<usize>> = vec![Vec::new(); columns_count];
     for (i, node) in view.nodes.iter().enumerate() {
         columns[node.rank].push(i);
@@ -59,10 +59,11 @@ pub(super) fn layout(view: &View) -> Layout {
     }
     order(&mut columns, &chains, items.len());
     let height_of = |item: usize| match items[item] {
-        Item::Node(_) => NODE_HEIGHT,
+        Item::Node => NODE_HEIGHT,
         Item::Bend => BEND_HEIGHT,
     };
-    let column_height = |column: &Vec<usize>| column.iter().map(|i| height_of(*i) + ROW_GAP).sum::<f64>() - ROW_GAP;
+    let column_height =
+        |column: &Vec<usize>| column.iter().map(|i| height_of(*i) + ROW_GAP).sum::<f64>() - ROW_GAP;
     let tallest = columns.iter().map(column_height).fold(0.0, f64::max);
     let mut at = vec![(0.0, 0.0); items.len()];
     for (c, column) in columns.iter().enumerate() {
@@ -117,7 +118,12 @@ fn order(columns: &mut [Vec<usize>], chains: &[Vec<usize>], items: usize) {
         let forth = sweep % 2 == 0;
         let neighbours = if forth { &before } else { &after };
         for c in 0..columns.len() {
-            let column = if forth { &mut columns[c] } else { let last = columns.len() - 1; &mut columns[last - c] };
+            let column = if forth {
+                &mut columns[c]
+            } else {
+                let last = columns.len() - 1;
+                &mut columns[last - c]
+            };
             let mean = |item: usize| match neighbours[item].len() {
                 0 => position[item],
                 n => neighbours[item].iter().map(|other| position[*other]).sum::<f64>() / n as f64,

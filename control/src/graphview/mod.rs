@@ -98,7 +98,10 @@ impl View {
                 StepKind::Call(_) => &[],
             };
             for source in inputs.chain(foreach).chain(cases.iter().map(|case| &case.value)) {
-                let (Source::Output { step: from, port } | Source::Gather { step: from, port }) = source else { continue };
+                let (Source::Output { step: from, port } | Source::Gather { step: from, port }) = source
+                else {
+                    continue;
+                };
                 let port = &graph.steps[*from as usize].outputs[usize::from(*port)];
                 let whole = port.kind == PortKind::Plain && !matches!(source, Source::Gather { .. });
                 let kind = if whole { EdgeKind::Data } else { EdgeKind::Stream };
@@ -156,7 +159,8 @@ fn node(workflow: &Workflow, index: usize, step: &Step, rank: usize) -> Node {
     };
     let mut notes = Vec::new();
     if let Some(foreach) = &step.foreach {
-        notes.push(format!("foreach {}", written(&foreach.over).unwrap_or_else(|| "literal list".to_owned())));
+        notes
+            .push(format!("foreach {}", written(&foreach.over).unwrap_or_else(|| "literal list".to_owned())));
     }
     if let Some(when) = &step.when {
         notes.push(format!("when {}", workflow.conditions[when.id as usize].text()));

@@ -35,7 +35,8 @@ pub(super) fn render(view: &View) -> String {
     );
     let _ = writeln!(out, "<title>{}</title>\n<style>\n{STYLE}</style>", escaped(&view.title));
     out.push_str("<defs><marker id=\"head\" viewBox=\"0 0 8 8\" refX=\"8\" refY=\"4\" markerWidth=\"8\" markerHeight=\"8\" markerUnits=\"userSpaceOnUse\" orient=\"auto\"><path class=\"head\" d=\"M0 0L8 4L0 8z\"/></marker></defs>\n");
-    let _ = writeln!(out, "<text class=\"title\" x=\"24\" y=\"34\">{}</text>", escaped(&short(&view.title, 100)));
+    let _ =
+        writeln!(out, "<text class=\"title\" x=\"24\" y=\"34\">{}</text>", escaped(&short(&view.title, 100)));
     for (edge, points) in view.edges.iter().zip(&layout.edges) {
         let class = match edge.kind {
             EdgeKind::Stream => "stream",
@@ -81,9 +82,17 @@ fn draw_node(out: &mut String, node: &Node, x: f64, y: f64) {
     let foreach = node.notes.iter().any(|note| note.starts_with("foreach"));
     if foreach {
         // A second sheet behind what runs many times.
-        let _ = writeln!(out, "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{NODE_WIDTH}\" height=\"{NODE_HEIGHT}\" rx=\"7\"/>", x + 4.0, y + 4.0);
+        let _ = writeln!(
+            out,
+            "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{NODE_WIDTH}\" height=\"{NODE_HEIGHT}\" rx=\"7\"/>",
+            x + 4.0,
+            y + 4.0
+        );
     }
-    let _ = writeln!(out, "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{NODE_WIDTH}\" height=\"{NODE_HEIGHT}\" rx=\"7\"/>");
+    let _ = writeln!(
+        out,
+        "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{NODE_WIDTH}\" height=\"{NODE_HEIGHT}\" rx=\"7\"/>"
+    );
     let mut second = format!("{} {}", node.kind, node.function).trim_end().to_owned();
     if !node.makes.is_empty() {
         second = format!("{second} \u{21d2} {}", node.makes.join(", "));
@@ -95,10 +104,19 @@ fn draw_node(out: &mut String, node: &Node, x: f64, y: f64) {
         (None, false) => format!("\u{2190} {}", inputs.join(", ")),
         (None, true) => String::new(),
     };
-    let rows = [("", node.name.as_str(), NAME_CHARS), ("small", &second, SMALL_CHARS), ("small", &third, SMALL_CHARS)];
+    let rows = [
+        ("", node.name.as_str(), NAME_CHARS),
+        ("small", &second, SMALL_CHARS),
+        ("small", &third, SMALL_CHARS),
+    ];
     for (i, (class, text, max)) in rows.into_iter().enumerate() {
         let text = escaped(&short(text, max));
-        let _ = writeln!(out, "<text class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\">{text}</text>", x + 10.0, y + 20.0 + 16.0 * i as f64);
+        let _ = writeln!(
+            out,
+            "<text class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\">{text}</text>",
+            x + 10.0,
+            y + 20.0 + 16.0 * i as f64
+        );
     }
     out.push_str("</g>\n");
 }

@@ -17,14 +17,32 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 /// Longest expression, in bytes.
-pub const EXPRESSION_BYTES_MAX: usize = 8 << 10;
+pub const EXPRESSION_BYTES_MAX: usize = 4 << 10;
 /// Macros that iterate (`all`, `exists`, `map`, `filter`) may nest this deep: the time of an
 /// evaluation is the size of the value to this power.
 pub const ITERATION_DEPTH_MAX: usize = 2;
 
+/// Deepest nesting of an expression's tree, in which `a + b + c` is deeper than `a + b`: evaluation
+/// recurses over it.
+const TREE_DEPTH_MAX: usize = 200;
+
 const FUNCTIONS: [&str; 16] = [
-    "size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bool", "bytes",
-    "type", "min", "max", "dyn", "skipped",
+    "size",
+    "contains",
+    "startsWith",
+    "endsWith",
+    "matches",
+    "int",
+    "uint",
+    "double",
+    "string",
+    "bool",
+    "bytes",
+    "type",
+    "min",
+    "max",
+    "dyn",
+    "skipped",
 ];
 const TYPES: [&str; 10] =
     ["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "type"];
@@ -45,7 +63,9 @@ pub struct CompiledCondition {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConditionError {
     /// A value is too large to look at.
-    #[error("condition `{condition}` reads a value of {bytes} bytes; at most {bytes_max} can be read: let the step put what you ask about as a small json port")]
+    #[error(
+        "condition `{condition}` reads a value of {bytes} bytes; at most {bytes_max} can be read: let the step put what you ask about as a small json port"
+    )]
     TooLarge {
         /// The expression.
         condition: String,
@@ -126,9 +146,10 @@ impl CompiledCondition {
         }
         match Value::resolve(&self.expression, &context) {
             Ok(Value::Bool(holds)) => Ok(holds),
-            Ok(other) => {
-                Err(ConditionError::NotBool { condition: self.text.clone(), got: other.type_of().to_string() })
-            }
+            Ok(other) => Err(ConditionError::NotBool {
+                condition: self.text.clone(),
+                got: other.type_of().to_string(),
+            }),
             Err(e) => Err(ConditionError::Failed { condition: self.text.clone(), why: e.to_string() }),
         }
     }
@@ -141,7 +162,8 @@ impl CompiledCondition {
                 bytes_max: CONDITION_BYTES_MAX,
             });
         }
-        let wrong = |why: String| ConditionError::NotOfType { condition: self.text.clone(), ty: ty.name(), why };
+        let wrong =
+            |why: String| ConditionError::NotOfType { condition: self.text.clone(), ty: ty.name(), why };
         match ty {
             ValueType::Bytes => Ok(Value::Bytes(Arc::new(bytes.to_vec()))),
             ValueType::Text | ValueType::String => {
@@ -190,7 +212,8 @@ pub(super) type Located = (Option<(u32, u32)>, Problem);
 /// Compiles `text`; all problems at once.
 pub(super) fn compile(text: &str, names: &mut dyn Names) -> Result<CompiledCondition, Vec<Located>> {
     if text.len() > EXPRESSION_BYTES_MAX {
-        let message = format!("a condition of {} bytes; at most {EXPRESSION_BYTES_MAX} are allowed", text.len());
+        let message =
+            format!("a condition of {} bytes; at most {EXPRESSION_BYTES_MAX} are allowed", text.len());
         return Err(vec![(None, Problem::new(Code::Limit, message))]);
     }
     let (mut expression, info) =
@@ -200,6 +223,8 @@ pub(super) fn compile(text: &str, names: &mut dyn Names) -> Result<CompiledCondi
         info: &info,
         bound: Vec::new(),
         iterations: 0,
+        depth: 0,
+        too_deep: false,
         reads: Vec::new(),
         asks: Vec::new(),
         problems: Vec::new(),
@@ -238,6 +263,8 @@ struct Binder<'a> {
     /// Variables of the macros around the place.
     bound: Vec<String>,
     iterations: usize,
+    depth: usize,
+    too_deep: bool,
     reads: Vec<(Source, ValueType)>,
     asks: Vec<StepIndex>,
     problems: Vec<Located>,
@@ -248,13 +275,25 @@ impl Binder<'_> {
         self.problems.push((self.info.offset_for(id), problem));
     }
 
-    // Recursion is bounded: the parser refuses expressions nested deeper than 96.
     fn bind(&mut self, expr: &mut IdedExpr) {
-        if let Some(path) = self.path(&expr.expr) {
-            if let Some(new) = self.bind_path(root_id(expr), &path) {
-                expr.expr = new;
-                return;
+        if self.depth >= TREE_DEPTH_MAX {
+            if !std::mem::replace(&mut self.too_deep, true) {
+                let problem =
+                    Problem::new(Code::Limit, format!("a condition nested more than {TREE_DEPTH_MAX} deep"));
+                self.problems.push((None, problem.help("split it among several steps")));
             }
+            return;
+        }
+        self.depth += 1;
+        self.bind_here(expr);
+        self.depth -= 1;
+    }
+
+    fn bind_here(&mut self, expr: &mut IdedExpr) {
+        let path = self.path(&expr.expr);
+        if let Some(new) = path.and_then(|path| self.bind_path(root_id(expr), &path)) {
+            expr.expr = new;
+            return;
         }
         let id = expr.id;
         match &mut expr.expr {
@@ -380,8 +419,12 @@ impl Binder<'_> {
         }
         if !operator && !FUNCTIONS.contains(&call.func_name.as_str()) {
             let message = format!("unknown function `{}` in the condition", word(&call.func_name));
-            let range = self.info.offset_for(id).map(|range| before_parenthesis(&self.info.source, range, &call.func_name));
-            self.problems.push((range, Problem::near(Code::BadCondition, message, &call.func_name, FUNCTIONS)));
+            let range = self
+                .info
+                .offset_for(id)
+                .map(|range| before_parenthesis(&self.info.source, range, &call.func_name));
+            self.problems
+                .push((range, Problem::near(Code::BadCondition, message, &call.func_name, FUNCTIONS)));
         }
         if let Some(target) = &mut call.target {
             self.bind(target);

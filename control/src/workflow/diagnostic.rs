@@ -279,7 +279,13 @@ impl<'t> Diagnostics<'t> {
         self.add(Severity::Error, problem.code, span, problem.message, problem.help);
     }
 
-    pub(super) fn warn(&mut self, code: Code, span: Span, message: impl Into<String>, help: impl Into<String>) {
+    pub(super) fn warn(
+        &mut self,
+        code: Code,
+        span: Span,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         self.add(Severity::Warning, code, span, message.into(), vec![help.into()]);
     }
 
@@ -378,7 +384,9 @@ pub(super) fn nearest<'k>(asked: &str, known: &[&'k str]) -> Option<&'k str> {
         .copied()
         .filter(near)
         .map(|k| (strsim::damerau_levenshtein(&lower, &k.to_lowercase()), k))
-        .filter(|(distance, k)| *distance <= k.chars().count().max(asked.chars().count()) / 3 + 1 && *distance < k.chars().count())
+        .filter(|(distance, k)| {
+            *distance <= k.chars().count().max(asked.chars().count()) / 3 + 1 && *distance < k.chars().count()
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, k)| k)
 }

@@ -57,7 +57,12 @@ pub(super) fn report_cycles(d: &mut Diagnostics<'_>, names: &Names<'_>, edges: &
 fn report_cycle(d: &mut Diagnostics<'_>, names: &Names<'_>, cycle: &[usize], span: super::diagnostic::Span) {
     let name = |step: usize| format!("`{}`", word(names.steps[step].name));
     if let [only] = cycle {
-        d.error_help(Code::Cycle, span, format!("step {} waits for itself", name(*only)), "remove this reference");
+        d.error_help(
+            Code::Cycle,
+            span,
+            format!("step {} waits for itself", name(*only)),
+            "remove this reference",
+        );
         return;
     }
     let mut path: Vec<String> = cycle.iter().take(CYCLE_STEPS_SHOWN_MAX).map(|step| name(*step)).collect();
@@ -96,7 +101,10 @@ pub(super) fn mark_files(
         };
         for (port, usage) in step.inputs.iter().zip(&spec.inputs) {
             // A scalar goes into the command as text.
-            let as_text = usage.ty.is_scalar() && !usage.list && stdin.as_deref() != Some(&port.name) && named(&port.name);
+            let as_text = usage.ty.is_scalar()
+                && !usage.list
+                && stdin.as_deref() != Some(&port.name)
+                && named(&port.name);
             if as_text {
                 continue;
             }

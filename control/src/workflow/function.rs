@@ -5,7 +5,8 @@ use super::inputs::{type_named, value_type};
 use super::reader::{self, Fields};
 use super::settings::Settings;
 use super::spec::{
-    Builtin, FunctionSpec, ParamSpec, PoolSpec, PortSpec, PythonModule, Runtime, Template, TemplatePart, ValueType,
+    Builtin, FunctionSpec, ParamSpec, PoolSpec, PortSpec, PythonModule, Runtime, Template, TemplatePart,
+    ValueType,
 };
 use super::yaml::Node;
 use dflow_core::graph::PortKind;
@@ -13,8 +14,24 @@ use dflow_proto::limits::{ITEMS_DEFAULT_MAX, OUTPUT_PORTS_MAX, PORTS_MAX};
 use std::path::{Path, PathBuf};
 
 const KEYS: [&str; 18] = [
-    "runtime", "handler", "path", "library", "symbol", "command", "stdin", "stdout", "env", "pool", "inputs",
-    "outputs", "resources", "timeout", "retry", "strict", "deterministic", "description",
+    "runtime",
+    "handler",
+    "path",
+    "library",
+    "symbol",
+    "command",
+    "stdin",
+    "stdout",
+    "env",
+    "pool",
+    "inputs",
+    "outputs",
+    "resources",
+    "timeout",
+    "retry",
+    "strict",
+    "deterministic",
+    "description",
 ];
 
 /// A declared function.
@@ -29,7 +46,13 @@ pub(super) struct FunctionDraft {
 }
 
 /// Reads one function, called `name`, at `span`; `dir` is the workflow's directory.
-pub(super) fn read(d: &mut Diagnostics<'_>, name: &str, span: Span, node: &Node, dir: &Path) -> FunctionDraft {
+pub(super) fn read(
+    d: &mut Diagnostics<'_>,
+    name: &str,
+    span: Span,
+    node: &Node,
+    dir: &Path,
+) -> FunctionDraft {
     let mut draft =
         FunctionDraft { spec: None, ports: None, settings: Settings::default(), span, used: false };
     let before = d.errors();
@@ -43,11 +66,8 @@ pub(super) fn read(d: &mut Diagnostics<'_>, name: &str, span: Span, node: &Node,
     let deterministic = fields.boolean(d, "deterministic").unwrap_or(false);
     fields.text(d, "description");
     let runtime = runtime(d, &fields, span, dir);
-    let known = ports.as_deref().unwrap_or_default();
-    if let Some(Runtime::Exec { command, stdin, stdout }) = &runtime {
-        if ports.is_some() {
-            check_exec(d, &fields, command, (stdin, stdout), known, params.as_deref());
-        }
+    if let (Some(Runtime::Exec { command, stdin, stdout }), Some(ports)) = (&runtime, &ports) {
+        check_exec(d, &fields, command, (stdin, stdout), ports, params.as_deref());
     }
     draft.ports = ports.clone();
     if let (Some(runtime), Some(ports), true) = (runtime, ports, d.errors() == before) {
@@ -64,7 +84,8 @@ fn outputs(d: &mut Diagnostics<'_>, fields: &Fields<'_>) -> Option<Vec<PortSpec>
     let before = d.errors();
     let entries = reader::named(d, node, &format!("`outputs` of {}", fields.what))?;
     if entries.len() > OUTPUT_PORTS_MAX {
-        let message = format!("{} has {} outputs; at most {OUTPUT_PORTS_MAX} are allowed", fields.what, entries.len());
+        let message =
+            format!("{} has {} outputs; at most {OUTPUT_PORTS_MAX} are allowed", fields.what, entries.len());
         d.error(Code::Limit, fields.key_span("outputs"), message);
         return None;
     }
@@ -100,7 +121,8 @@ fn outputs(d: &mut Diagnostics<'_>, fields: &Fields<'_>) -> Option<Vec<PortSpec>
             if let Some(items) = fields.whole(d, "max_items", 1..=u64::from(u32::MAX)) {
                 port.items_max = items as u32;
                 if !many {
-                    let message = format!("`max_items` has no meaning for {}, which is one object", fields.what);
+                    let message =
+                        format!("`max_items` has no meaning for {}, which is one object", fields.what);
                     d.error_help(Code::BadValue, fields.key_span("max_items"), message, "add `many: true`");
                 }
             }
@@ -109,8 +131,17 @@ fn outputs(d: &mut Diagnostics<'_>, fields: &Fields<'_>) -> Option<Vec<PortSpec>
                 d.error(Code::BadValue, fields.key_span("size_hint"), message);
             }
             if fields.get("items").is_some() && port.ty != ValueType::List {
-                let message = format!("`items` has no meaning for {}, which is of type {}", fields.what, port.ty.name());
-                d.error_help(Code::BadValue, fields.key_span("items"), message, "it belongs to outputs of type list");
+                let message = format!(
+                    "`items` has no meaning for {}, which is of type {}",
+                    fields.what,
+                    port.ty.name()
+                );
+                d.error_help(
+                    Code::BadValue,
+                    fields.key_span("items"),
+                    message,
+                    "it belongs to outputs of type list",
+                );
             }
         }
         ports.push(port);
@@ -122,7 +153,8 @@ fn params(d: &mut Diagnostics<'_>, fields: &Fields<'_>) -> Option<Vec<ParamSpec>
     let node = fields.get("inputs")?;
     let entries = reader::named(d, node, &format!("`inputs` of {}", fields.what))?;
     if entries.len() > PORTS_MAX {
-        let message = format!("{} has {} inputs; at most {PORTS_MAX} are allowed", fields.what, entries.len());
+        let message =
+            format!("{} has {} inputs; at most {PORTS_MAX} are allowed", fields.what, entries.len());
         d.error(Code::Limit, fields.key_span("inputs"), message);
         return None;
     }
@@ -147,7 +179,9 @@ fn pool(d: &mut Diagnostics<'_>, fields: &Fields<'_>) -> PoolSpec {
     let mut pool = PoolSpec::default();
     let what = format!("`pool` of {}", fields.what);
     let keys = ["min_warm", "max", "keep_warm", "max_uses"];
-    let Some(fields) = fields.get("pool").and_then(|node| Fields::read(d, node, what, &keys)) else { return pool };
+    let Some(fields) = fields.get("pool").and_then(|node| Fields::read(d, node, what, &keys)) else {
+        return pool;
+    };
     pool.min_warm = fields.whole(d, "min_warm", 0..=*WORKERS.end()).map_or(pool.min_warm, |n| n as u32);
     pool.max = fields.whole(d, "max", WORKERS).map_or(pool.max, |n| n as u32);
     pool.keep_warm_ms = fields.duration_ms(d, "keep_warm").unwrap_or(pool.keep_warm_ms);
@@ -240,7 +274,12 @@ fn runtime(d: &mut Diagnostics<'_>, fields: &Fields<'_>, span: Span, dir: &Path)
                 Some([TemplatePart::Text(program)]) if !program.is_empty() => program,
                 _ => {
                     let message = format!("`command` of {} must begin with a program", fields.what);
-                    d.error_help(Code::BadValue, node.span, message, "write `command: [PROGRAM, ARGUMENT, ...]`");
+                    d.error_help(
+                        Code::BadValue,
+                        node.span,
+                        message,
+                        "write `command: [PROGRAM, ARGUMENT, ...]`",
+                    );
                     return None;
                 }
             };
@@ -269,7 +308,8 @@ fn python_handler(handler: &str, dir: &Path) -> Result<(PythonModule, String), P
         Problem::new(Code::BadValue, message).help("write `FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION`")
     };
     let identifier = |s: &str| {
-        s.chars().next().is_some_and(|c| c.is_alphabetic() || c == '_') && s.chars().all(|c| c.is_alphanumeric() || c == '_')
+        s.chars().next().is_some_and(|c| c.is_alphabetic() || c == '_')
+            && s.chars().all(|c| c.is_alphanumeric() || c == '_')
     };
     let (module, function) = handler.rsplit_once(':').ok_or_else(bad)?;
     if !function.split('.').all(identifier) {
@@ -339,16 +379,24 @@ fn check_exec(
     let at = |key: &str| fields.get(key).map_or(fields.span, |node| node.span);
     let unknown_output = |d: &mut Diagnostics<'_>, name: &str, key: &str| {
         let message = format!("{} has no output `{}`", fields.what, word(name));
-        d.problem(at(key), Problem::near(Code::UnknownName, message, name, ports.iter().map(|p| p.name.as_str())));
+        d.problem(
+            at(key),
+            Problem::near(Code::UnknownName, message, name, ports.iter().map(|p| p.name.as_str())),
+        );
     };
     let unknown_input = |d: &mut Diagnostics<'_>, name: &str, key: &str| {
         let Some(params) = params.filter(|params| !params.iter().any(|p| p.name == name)) else { return };
         let message = format!("{} has no input `{}`", fields.what, word(name));
-        d.problem(at(key), Problem::near(Code::UnknownName, message, name, params.iter().map(|p| p.name.as_str())));
+        d.problem(
+            at(key),
+            Problem::near(Code::UnknownName, message, name, params.iter().map(|p| p.name.as_str())),
+        );
     };
     for part in command.iter().flat_map(|template| &template.parts) {
         match part {
-            TemplatePart::Output(name) if !ports.iter().any(|p| p.name == *name) => unknown_output(d, name, "command"),
+            TemplatePart::Output(name) if !ports.iter().any(|p| p.name == *name) => {
+                unknown_output(d, name, "command")
+            }
             TemplatePart::Input(name) => unknown_input(d, name, "command"),
             _ => {}
         }
@@ -360,7 +408,12 @@ fn check_exec(
         Some((name, None)) => unknown_output(d, name, "stdout"),
         Some((name, Some(port))) if port.kind == PortKind::Many => {
             let message = format!("standard output is one object, and `{name}` of {} is a list", fields.what);
-            d.error_help(Code::TypeMismatch, at("stdout"), message, format!("write the items into the directory `{{out.{name}}}`"));
+            d.error_help(
+                Code::TypeMismatch,
+                at("stdout"),
+                message,
+                format!("write the items into the directory `{{out.{name}}}`"),
+            );
         }
         _ => {}
     }

@@ -33,7 +33,10 @@ pub(super) fn type_named(d: &mut Diagnostics<'_>, node: &Node, what: &str) -> Op
     let found = TYPES.iter().find(|(name, _)| *name == text).map(|(_, ty)| *ty);
     if found.is_none() {
         let message = format!("{what} cannot have the type `{}`", word(text));
-        d.problem(node.span, Problem::near(Code::BadValue, message, text, TYPES.iter().map(|(name, _)| *name)));
+        d.problem(
+            node.span,
+            Problem::near(Code::BadValue, message, text, TYPES.iter().map(|(name, _)| *name)),
+        );
     }
     found
 }
@@ -80,8 +83,14 @@ fn read_one(d: &mut Diagnostics<'_>, name: &str, node: &Node) -> InputSpec {
     let number = matches!(ty, ValueType::Int | ValueType::Float);
     let only = |d: &mut Diagnostics<'_>, key: &str, good: bool, of: &str| {
         if !good && fields.get(key).is_some() {
-            let message = format!("`{key}` has no meaning for {}, which is of type {}", fields.what, ty.name());
-            d.error_help(Code::BadValue, fields.key_span(key), message, format!("it belongs to inputs of type {of}"));
+            let message =
+                format!("`{key}` has no meaning for {}, which is of type {}", fields.what, ty.name());
+            d.error_help(
+                Code::BadValue,
+                fields.key_span(key),
+                message,
+                format!("it belongs to inputs of type {of}"),
+            );
         }
         good
     };
@@ -94,11 +103,11 @@ fn read_one(d: &mut Diagnostics<'_>, name: &str, node: &Node) -> InputSpec {
     if only(d, "max", number, "int or float") {
         spec.max = fields.number(d, "max", f64::MIN..=f64::MAX);
     }
-    if let (Some(min), Some(max)) = (spec.min, spec.max) {
-        if min > max {
-            let message = format!("no value of {} is both at least {min} and at most {max}", fields.what);
-            d.error(Code::BadValue, fields.key_span("max"), message);
-        }
+    if let (Some(min), Some(max)) = (spec.min, spec.max)
+        && min > max
+    {
+        let message = format!("no value of {} is both at least {min} and at most {max}", fields.what);
+        d.error(Code::BadValue, fields.key_span("max"), message);
     }
     if only(d, "enum", number || ty == ValueType::String, "string, int or float") {
         for item in fields.list(d, "enum").unwrap_or_default() {
@@ -137,7 +146,9 @@ fn read_one(d: &mut Diagnostics<'_>, name: &str, node: &Node) -> InputSpec {
 /// A node as a value of a type: where a text is expected, `1.20` is the text and not a number.
 fn as_written(ty: ValueType, node: &Node) -> Value {
     match (ty, node.scalar()) {
-        (ValueType::String | ValueType::Text | ValueType::Bytes, Some(text)) if !node.is_null() => Value::from(text),
+        (ValueType::String | ValueType::Text | ValueType::Bytes, Some(text)) if !node.is_null() => {
+            Value::from(text)
+        }
         _ => node.to_json(),
     }
 }
@@ -179,7 +190,9 @@ pub enum InputError {
         known: String,
     },
     /// No value is given, and there is no default.
-    #[error("input `{name}` of type {ty} is missing: give it with `--input {name}=VALUE` or `--input {name}=@FILE`")]
+    #[error(
+        "input `{name}` of type {ty} is missing: give it with `--input {name}=VALUE` or `--input {name}=@FILE`"
+    )]
     Missing {
         /// The input.
         name: String,
@@ -245,7 +258,12 @@ fn from_text(ty: ValueType, text: &str) -> Result<Vec<u8>, String> {
             let checked: Result<serde::de::IgnoredAny, _> = serde_json::from_str(text);
             checked.map(|_| text.as_bytes().to_vec()).map_err(|e| format!("this is no JSON: {e}"))
         }
-        ValueType::Int | ValueType::Float | ValueType::Bool | ValueType::List => {
+        // Not as JSON, which would make a float of what is too large.
+        ValueType::Int => {
+            let text = text.trim();
+            value::encode(ty, &text.parse::<i64>().map_or_else(|_| Value::from(text), Value::from))
+        }
+        ValueType::Float | ValueType::Bool | ValueType::List => {
             let text = text.trim();
             let json = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
             value::encode(ty, &json)
@@ -267,7 +285,10 @@ fn from_file(spec: &InputSpec, path: &Path) -> Result<InputData, InputError> {
     };
     let bytes_max = if spec.bytes_max > 0 { bytes_max.min(spec.bytes_max) } else { bytes_max };
     if bytes > bytes_max {
-        return Err(refused(format!("`{}` has {bytes} bytes; at most {bytes_max} are allowed", path.display())));
+        return Err(refused(format!(
+            "`{}` has {bytes} bytes; at most {bytes_max} are allowed",
+            path.display()
+        )));
     }
     let whole = InputData::File { path: path.to_owned(), bytes };
     match spec.ty {
@@ -298,8 +319,11 @@ fn check(spec: &InputSpec, bytes: &[u8]) -> Result<(), String> {
     if !spec.allowed.is_empty() {
         let good = |v: &&Value| value::encode(spec.ty, v).is_ok_and(|allowed| allowed == bytes);
         if spec.allowed.iter().find(good).is_none() {
-            let names: Vec<String> =
-                spec.allowed.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect();
+            let names: Vec<String> = spec
+                .allowed
+                .iter()
+                .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+                .collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             return Err(format!("`{}` is none of {}", word(&text()), list(&names)));
         }

@@ -6,13 +6,15 @@ use super::names::{ItemScope, Names, Resolved};
 use super::reader::{self, Fields};
 use super::reference::{self, Reference};
 use super::spec::{
-    Constant, FunctionSpec, InputUse, OutputSpec, PortSpec, Runtime, StepSpec, Template, TemplatePart, ValueType,
+    Constant, FunctionSpec, InputUse, OutputSpec, PortSpec, Runtime, StepSpec, Template, TemplatePart,
+    ValueType,
 };
 use super::step::{self, Body, CaseDraft, StepDraft, ValueDraft};
 use super::value;
 use super::yaml::Node;
 use dflow_core::graph::{
-    Case, Condition, Foreach, InputPort, OutputPort, RunOutput, Source, StartPolicy, Step, StepIndex, StepKind,
+    Case, Condition, Foreach, InputPort, OutputPort, RunOutput, Source, StartPolicy, Step, StepIndex,
+    StepKind,
 };
 use dflow_proto::limits::PORTS_MAX;
 
@@ -56,7 +58,9 @@ impl<'a, 'n> Linker<'a, 'n> {
                 }
                 function.map(StepKind::Call)
             }
-            Body::Switch { cases, .. } => self.cases(d, index, draft, cases).map(|cases| StepKind::Switch(cases.into())),
+            Body::Switch { cases, .. } => {
+                self.cases(d, index, draft, cases).map(|cases| StepKind::Switch(cases.into()))
+            }
             Body::Broken => None,
         };
         let (kind, ports) = (kind?, draft.ports.as_deref()?);
@@ -154,7 +158,8 @@ impl<'a, 'n> Linker<'a, 'n> {
         let Some(node) = fields.get("in") else { return true };
         let Some(entries) = reader::named(d, node, &format!("`in` of {}", fields.what)) else { return false };
         if entries.len() > PORTS_MAX {
-            let message = format!("{} has {} inputs; at most {PORTS_MAX} are allowed", fields.what, entries.len());
+            let message =
+                format!("{} has {} inputs; at most {PORTS_MAX} are allowed", fields.what, entries.len());
             d.error(Code::Limit, fields.key_span("in"), message);
             return false;
         }
@@ -174,7 +179,8 @@ impl<'a, 'n> Linker<'a, 'n> {
                     }
                 }
             }
-            let port = InputPort { name: name.to_owned(), ty: ty.port_type(), source: resolved.source, optional };
+            let port =
+                InputPort { name: name.to_owned(), ty: ty.port_type(), source: resolved.source, optional };
             inputs.push((port, InputUse { ty, list: resolved.list }));
         }
         inputs.len() == given
@@ -199,8 +205,14 @@ impl<'a, 'n> Linker<'a, 'n> {
                 d.error(Code::BadValue, case.value.span, format!("the value of {what} cannot be optional"));
             }
             if value.list {
-                let message = format!("the value of {what} is a list of objects, and a switch hands on one object");
-                d.error_help(Code::TypeMismatch, case.value.span, message, "choose after the list has been merged");
+                let message =
+                    format!("the value of {what} is a list of objects, and a switch hands on one object");
+                d.error_help(
+                    Code::TypeMismatch,
+                    case.value.span,
+                    message,
+                    "choose after the list has been merged",
+                );
             }
             let switch = draft.ports.as_deref().and_then(|ports| ports.first());
             if let Some(port) = switch.filter(|port| port.ty.port_type() != value.ty.port_type()) {
@@ -296,7 +308,9 @@ impl<'a, 'n> Linker<'a, 'n> {
                 Some(text) if !node.is_null() => (text, node.span),
                 _ => {
                     let what = format!("output `{name}`");
-                    let Some(fields) = Fields::read(d, node, what, &["from", "keep", "description"]) else { continue };
+                    let Some(fields) = Fields::read(d, node, what, &["from", "keep", "description"]) else {
+                        continue;
+                    };
                     keep_ms = fields.duration_ms(d, "keep");
                     description = fields.text(d, "description").unwrap_or_default().to_owned();
                     let Some(from) = fields.need(d, "from", span) else { continue };
@@ -332,7 +346,9 @@ impl condition::Names for ConditionNames<'_, '_> {
         }
         if resolved.ty == ValueType::Bytes {
             let problem = Problem::new(Code::TypeMismatch, "a condition cannot read a value of type bytes");
-            return Err(problem.help("declare it `text` or `json`, or let a step put what you ask about as json"));
+            return Err(
+                problem.help("declare it `text` or `json`, or let a step put what you ask about as json")
+            );
         }
         Ok((resolved.source, resolved.ty))
     }
@@ -414,7 +430,10 @@ fn read_as(
     let Some(wanted) = wanted else { return resolved.ty };
     if !resolved.ty.fits(wanted) {
         let (want, have) = (wanted.name(), resolved.ty.name());
-        let message = format!("input `{name}` of function `{}` is of type {want}, and this is of type {have}", function.name);
+        let message = format!(
+            "input `{name}` of function `{}` is of type {want}, and this is of type {have}",
+            function.name
+        );
         d.error(Code::TypeMismatch, node.span, message);
     }
     wanted
@@ -439,8 +458,12 @@ fn check_call(
                 match given(name) {
                     None => missing.push(name),
                     Some((_, usage)) if usage.list && !is_alone(template) => {
-                        let message = format!("`{{in.{name}}}` is a list in {}, and part of a longer word in the command", fields.what);
-                        let help = "a word that is nothing but the placeholder becomes one word for each item";
+                        let message = format!(
+                            "`{{in.{name}}}` is a list in {}, and part of a longer word in the command",
+                            fields.what
+                        );
+                        let help =
+                            "a word that is nothing but the placeholder becomes one word for each item";
                         d.error_help(Code::TypeMismatch, at, message, help);
                     }
                     Some(_) => {}
@@ -450,7 +473,8 @@ fn check_call(
         match stdin.as_ref().map(|name| (name, given(name))) {
             Some((name, None)) => missing.push(name),
             Some((name, Some((_, usage)))) if usage.list => {
-                let message = format!("standard input is one object, and `{name}` of {} is a list", fields.what);
+                let message =
+                    format!("standard input is one object, and `{name}` of {} is a list", fields.what);
                 d.error_help(Code::TypeMismatch, at, message, format!("use `{{in.{name}}}` in the command"));
             }
             _ => {}
@@ -459,7 +483,10 @@ fn check_call(
     missing.sort_unstable();
     missing.dedup();
     for name in missing {
-        let message = format!("{} does not give the input `{name}` that function `{}` needs", fields.what, function.name);
+        let message = format!(
+            "{} does not give the input `{name}` that function `{}` needs",
+            fields.what, function.name
+        );
         d.error_help(Code::MissingKey, at, message, format!("add `{name}` under `in`"));
     }
 }

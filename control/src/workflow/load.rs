@@ -19,8 +19,18 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-const KEYS: [&str; 10] =
-    ["apiVersion", "kind", "metadata", "inputs", "defaults", "start", "functions", "steps", "outputs", "policy"];
+const KEYS: [&str; 10] = [
+    "apiVersion",
+    "kind",
+    "metadata",
+    "inputs",
+    "defaults",
+    "start",
+    "functions",
+    "steps",
+    "outputs",
+    "policy",
+];
 
 /// Reads and checks a workflow file. Relative paths in it are relative to its directory.
 ///
@@ -87,11 +97,13 @@ fn document(d: &mut Diagnostics<'_>, root: &Node, file: &str, dir: &Path) -> Opt
     let inputs = fields.get("inputs").map(|node| inputs::read(d, node)).unwrap_or_default();
     let mut functions = Functions::read(d, fields.get("functions"), dir);
     let top = Span { start: root.span.start, end: root.span.start };
-    let steps = fields.need(d, "steps", top).map(|node| (node, step::read(d, node, &mut functions, &defaults, dir)));
-    if let Some((node, steps)) = &steps {
-        if steps.is_empty() && !d.failed() {
-            d.error(Code::MissingKey, node.span, "the workflow has no steps");
-        }
+    let steps =
+        fields.need(d, "steps", top).map(|node| (node, step::read(d, node, &mut functions, &defaults, dir)));
+    if let Some((node, steps)) = &steps
+        && steps.is_empty()
+        && !d.failed()
+    {
+        d.error(Code::MissingKey, node.span, "the workflow has no steps");
     }
     let (policy, priority) = policy(d, &fields);
     let names = Names::new(inputs, functions, steps.map(|(_, steps)| steps).unwrap_or_default());
@@ -118,6 +130,12 @@ fn document(d: &mut Diagnostics<'_>, root: &Node, file: &str, dir: &Path) -> Opt
         outputs: run_outputs,
         policy,
     };
+    // What the sections above should have reported already, with a better place; and limits that
+    // only the scheduler has.
+    if let Err(e) = graph.check() {
+        d.error(Code::Limit, Span::default(), format!("the workflow cannot be scheduled: {e}"));
+        return None;
+    }
     Some(Workflow {
         name: header.name,
         version: header.version,
@@ -168,7 +186,12 @@ fn header(d: &mut Diagnostics<'_>, fields: &Fields<'_>) -> Header {
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+');
         if version.len() > reference::NAME_BYTES_MAX || !version.chars().all(good) {
             let message = format!("`{}` cannot be a version", word(version));
-            d.error_help(Code::BadValue, metadata.get("version").map_or(top, |n| n.span), message, "write `1.2.0`");
+            d.error_help(
+                Code::BadValue,
+                metadata.get("version").map_or(top, |n| n.span),
+                message,
+                "write `1.2.0`",
+            );
         }
         header.version = version.to_owned();
     }
@@ -254,7 +277,8 @@ impl Uses {
     fn warn(&self, d: &mut Diagnostics<'_>, names: &Names<'_>, fields: &Fields<'_>) {
         let unused = names.inputs.iter().zip(&self.inputs).filter(|(_, used)| !**used);
         for (input, _) in unused {
-            let span = fields.get("inputs").and_then(|node| node.key_span(&input.name)).unwrap_or(fields.span);
+            let span =
+                fields.get("inputs").and_then(|node| node.key_span(&input.name)).unwrap_or(fields.span);
             let message = format!("input `{}` is never used", input.name);
             d.warn(Code::Unused, span, message, "remove it, or refer to it as `inputs.NAME`");
         }

@@ -1,8 +1,8 @@
 //! The front-end of the workflow format `dflow/v1`: text in, checked graph or diagnostics out.
 //!
 //! A file goes through three stages, each of which finds all of its errors before the next begins
-//! to guess: [`yaml`] makes a tree that knows its places; the readers ([`function`], [`step`],
-//! [`inputs`], [`settings`]) make declarations of it; [`link`] resolves the references between them
+//! to guess: `yaml` makes a tree that knows its places; the readers (`function`, `step`,
+//! `inputs`, `settings`) make declarations of it; `link` resolves the references between them
 //! into a [`Graph`]. A declaration that is in error stays known by name, so that one mistake gives
 //! one diagnostic.
 //!

@@ -71,11 +71,13 @@ impl<'n> Names<'n> {
                 Some((item, ty)) if item == name => one(Source::Item, ty, ValueType::Json),
                 Some((item, _)) => {
                     let message = format!("there is no item `{}`", word(name));
-                    Err(Problem::new(Code::UnknownName, message).help(format!("the item is called `{item}` here")))
+                    Err(Problem::new(Code::UnknownName, message)
+                        .help(format!("the item is called `{item}` here")))
                 }
                 None => {
                     let message = format!("`item.{}` outside a foreach", word(name));
-                    Err(Problem::new(Code::BadReference, message).help("add `foreach: {item: NAME, over: LIST}`"))
+                    Err(Problem::new(Code::BadReference, message)
+                        .help("add `foreach: {item: NAME, over: LIST}`"))
                 }
             },
             Reference::Output { step, port, gather } => self.output(step, port, gather),
@@ -92,15 +94,22 @@ impl<'n> Names<'n> {
                 let problem = Problem::new(Code::UnknownName, message);
                 return Err(problem.help("its function declares no `outputs`; add them there"));
             }
-            return Err(Problem::near(Code::UnknownName, message, port, ports.iter().map(|p| p.name.as_str())));
+            return Err(Problem::near(
+                Code::UnknownName,
+                message,
+                port,
+                ports.iter().map(|p| p.name.as_str()),
+            ));
         };
         let spec = &ports[at];
         let many = spec.kind == PortKind::Many;
         let written = format!("steps.{step}.{port}");
-        let mismatch = |message: String, help: String| Err(Problem::new(Code::TypeMismatch, message).help(help));
+        let mismatch =
+            |message: String, help: String| Err(Problem::new(Code::TypeMismatch, message).help(help));
         match (draft.is_foreach(), many, gather) {
             (true, true, _) => {
-                let message = format!("`{written}` is a list of lists: `{step}` is a foreach, and `{port}` a list");
+                let message =
+                    format!("`{written}` is a list of lists: `{step}` is a foreach, and `{port}` a list");
                 mismatch(message, "let the step put one object for each item".to_owned())
             }
             (true, false, false) => {

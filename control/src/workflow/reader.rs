@@ -30,7 +30,11 @@ pub(super) fn entries<'n>(d: &mut Diagnostics<'_>, node: &'n Node, what: &str) -
     let mut entries = Vec::with_capacity(pairs.len());
     for (key, value) in pairs {
         let Some(name) = key.scalar() else {
-            d.error(Code::WrongType, key.span, format!("a key of {what} must be a text, found {}", key.describe()));
+            d.error(
+                Code::WrongType,
+                key.span,
+                format!("a key of {what} must be a text, found {}", key.describe()),
+            );
             continue;
         };
         if seen.insert(name, ()).is_some() {
@@ -177,7 +181,11 @@ impl<'n> Fields<'n> {
             Some(n) if range.contains(&n) => Some(n),
             Some(_) => {
                 let (low, high) = (range.start(), range.end());
-                let message = format!("`{key}` of {} must be from {low} to {high}, found {}", self.what, node.describe());
+                let message = format!(
+                    "`{key}` of {} must be from {low} to {high}, found {}",
+                    self.what,
+                    node.describe()
+                );
                 d.error(Code::BadValue, node.span, message);
                 None
             }
@@ -262,7 +270,11 @@ impl<'n> Fields<'n> {
             match item.scalar() {
                 Some(text) => texts.push((text, item.span)),
                 None => {
-                    let message = format!("`{key}` of {} must be a list of texts, found {} in it", self.what, item.describe());
+                    let message = format!(
+                        "`{key}` of {} must be a list of texts, found {} in it",
+                        self.what,
+                        item.describe()
+                    );
                     d.error(Code::WrongType, item.span, message);
                 }
             }
@@ -287,7 +299,8 @@ impl<'n> Fields<'n> {
                     map.insert(name.to_owned(), text.to_owned());
                 }
                 None => {
-                    let message = format!("`{}` in {what} must be a text, found {}", word(name), node.describe());
+                    let message =
+                        format!("`{}` in {what} must be a text, found {}", word(name), node.describe());
                     d.error(Code::WrongType, node.span, message);
                 }
             }

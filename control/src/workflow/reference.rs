@@ -32,7 +32,9 @@ pub(super) fn parse(text: &str) -> Result<Reference<'_>, Problem> {
     if let Some(part) = parts.iter().find(|p| !is_name(p)) {
         let help = match part {
             p if p.contains('[') => "only `[*]` can follow a port: all items of a foreach step, in order",
-            _ => "write `inputs.NAME`, `steps.STEP.PORT`, `steps.STEP.PORT[*]` or `item.NAME`; a text that looks like a reference is given as `{value: \"...\"}`",
+            _ => {
+                "write `inputs.NAME`, `steps.STEP.PORT`, `steps.STEP.PORT[*]` or `item.NAME`; a text that looks like a reference is given as `{value: \"...\"}`"
+            }
         };
         return bad(help);
     }
@@ -71,7 +73,9 @@ mod tests {
         assert_eq!(parse("steps.s.p"), Ok(whole));
         let gather = Reference::Output { step: "s", port: "p", gather: true };
         assert_eq!(parse("steps.s.p[*]"), Ok(gather));
-        for bad in ["inputs.", "steps.s", "steps.s.p.q", "steps.s.p[0]", "inputs.a[*]", "item.a.b", "steps..p"] {
+        for bad in
+            ["inputs.", "steps.s", "steps.s.p.q", "steps.s.p[0]", "inputs.a[*]", "item.a.b", "steps..p"]
+        {
             assert_eq!(parse(bad).unwrap_err().code, Code::BadReference, "{bad}");
         }
     }

@@ -45,8 +45,9 @@ impl Settings {
             ..Settings::default()
         };
         let what = format!("`resources` of {}", fields.what);
-        let resources =
-            fields.get("resources").and_then(|node| Fields::read(d, node, what, &["cpu", "memory", "scratch"]));
+        let resources = fields
+            .get("resources")
+            .and_then(|node| Fields::read(d, node, what, &["cpu", "memory", "scratch"]));
         if let Some(resources) = resources {
             settings.cpu_milli = resources.cpu_milli(d, "cpu");
             settings.memory_bytes = resources.size_bytes(d, "memory");
@@ -148,7 +149,8 @@ pub(super) fn start(d: &mut Diagnostics<'_>, node: &Node, what: &str) -> Option<
             let found = WORDS.iter().find(|(name, _)| name == text).map(|(_, policy)| *policy);
             if found.is_none() {
                 let message = format!("`start` of {what} cannot be `{}`", word(text));
-                let problem = Problem::near(Code::BadValue, message, text, WORDS.iter().map(|(name, _)| *name));
+                let problem =
+                    Problem::near(Code::BadValue, message, text, WORDS.iter().map(|(name, _)| *name));
                 d.problem(node.span, problem.help("or write `{first: K}`"));
             }
             found

@@ -12,8 +12,22 @@ use std::collections::HashMap;
 use std::path::Path;
 
 const CALL_KEYS: [&str; 16] = [
-    "function", "in", "when", "foreach", "tolerate", "after", "start", "retry", "timeout", "resources", "placement",
-    "on_failure", "estimate", "description", "switch", "output",
+    "function",
+    "in",
+    "when",
+    "foreach",
+    "tolerate",
+    "after",
+    "start",
+    "retry",
+    "timeout",
+    "resources",
+    "placement",
+    "on_failure",
+    "estimate",
+    "description",
+    "switch",
+    "output",
 ];
 const SWITCH_KEYS: [&str; 4] = ["switch", "output", "after", "description"];
 
@@ -209,7 +223,8 @@ fn tolerate(d: &mut Diagnostics<'_>, fields: &Fields<'_>) -> Option<Tolerate> {
         if let Some(percent) = percent.trim().parse().ok().filter(|p| *p <= 100) {
             return Some(Tolerate::Percent(percent));
         }
-        let message = format!("`failed` of {} must be from 0% to 100%, found {}", tolerate.what, failed.describe());
+        let message =
+            format!("`failed` of {} must be from 0% to 100%, found {}", tolerate.what, failed.describe());
         d.error(Code::BadValue, failed.span, message);
         return None;
     }
@@ -243,7 +258,11 @@ fn switch<'n>(d: &mut Diagnostics<'_>, fields: &Fields<'n>, span: Span) -> Body<
         let when = case.get("when");
         match (when, default) {
             (None, false) => {
-                d.error(Code::MissingKey, item.span, format!("{} needs `when` or `default: true`", case.what));
+                d.error(
+                    Code::MissingKey,
+                    item.span,
+                    format!("{} needs `when` or `default: true`", case.what),
+                );
             }
             (Some(_), true) => {
                 let message = format!("{} has both `when` and `default`", case.what);

@@ -22,7 +22,10 @@ pub(super) struct Node {
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
     /// `plain` if it was written without quotes.
-    Scalar { text: String, plain: bool },
+    Scalar {
+        text: String,
+        plain: bool,
+    },
     Seq(Vec<Node>),
     /// In file order, duplicates included.
     Map(Vec<(Node, Node)>),
@@ -48,7 +51,9 @@ impl Node {
     /// Nothing, `~` or `null`.
     pub(super) fn is_null(&self) -> bool {
         match &self.kind {
-            Kind::Scalar { text, plain } => *plain && matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"),
+            Kind::Scalar { text, plain } => {
+                *plain && matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL")
+            }
             Kind::Seq(_) | Kind::Map(_) => false,
         }
     }
@@ -145,7 +150,8 @@ pub(super) fn parse(d: &mut Diagnostics<'_>) -> Option<Node> {
             Ok(next) => next,
             Err(e) => {
                 let at = e.marker().byte_offset().unwrap_or(text.len());
-                let message = format!("this is no valid YAML: {}", e.info().lines().next().unwrap_or_default());
+                let message =
+                    format!("this is no valid YAML: {}", e.info().lines().next().unwrap_or_default());
                 let span = Span { start: at, end: at };
                 match text.contains("\n\t") {
                     true => d.error_help(Code::Syntax, span, message, "indent with spaces, not with tabs"),
@@ -241,7 +247,13 @@ impl Builder {
     }
 
     /// Hands a finished node to the list or map around it.
-    fn done(&mut self, node: Node, anchor: usize, nodes: usize, height: usize) -> Result<(), (Span, Problem)> {
+    fn done(
+        &mut self,
+        node: Node,
+        anchor: usize,
+        nodes: usize,
+        height: usize,
+    ) -> Result<(), (Span, Problem)> {
         if anchor != 0 {
             // The copy kept for aliases counts too.
             self.alias_nodes += nodes;
