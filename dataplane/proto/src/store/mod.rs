@@ -4,8 +4,8 @@
 //! does in order. Memory is granted to an [`Owner`] (`reserve`), written by it, and becomes an object by
 //! `seal`; from then on the object lives until its last reader `release`s it, nobody `lease`s it and nobody
 //! `pin`s it. When memory is short, objects that nobody reads go to disk (`Spill`) and come back when leased
-//! (`Load`); when nothing can go, a grant is made in a file (`Grow`), so a store with a spill directory that has room never stops a
-//! run that could finish.
+//! (`Load`); when nothing can go, a grant is made in a file (`Grow`), so a store whose spill directory has room
+//! never stops a run that could finish.
 //!
 //! The verbs (all take `fx: &mut Effects` where memory may come free):
 //!

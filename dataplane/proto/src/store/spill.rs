@@ -76,6 +76,60 @@ pub(super) enum Relief {
     None,
 }
 
+/// A free extent, or a grant that can be cleared.
+#[derive(Debug)]
+struct Piece {
+    start: u64,
+    /// Bytes to write to clear it.
+    unsaved: u64,
+    /// Bytes on disk already.
+    copied: u64,
+    used: u64,
+}
+
+/// Neighbouring pieces, with what it takes to clear them all. Each step costs the same however many there are.
+#[derive(Debug, Default)]
+struct Window {
+    pieces: VecDeque<Piece>,
+    unsaved: u64,
+    copied: u64,
+    /// Start and last use of the pieces that no later one was used after: the first is the newest of all.
+    newest: VecDeque<(u64, u64)>,
+}
+
+impl Window {
+    fn push(&mut self, piece: Piece) {
+        self.unsaved += piece.unsaved;
+        self.copied += piece.copied;
+        while self.newest.back().is_some_and(|&(_, used)| used <= piece.used) {
+            self.newest.pop_back();
+        }
+        self.newest.push_back((piece.start, piece.used));
+        self.pieces.push_back(piece);
+    }
+
+    fn pop(&mut self) {
+        let Some(piece) = self.pieces.pop_front() else { return };
+        self.unsaved -= piece.unsaved;
+        self.copied -= piece.copied;
+        if self.newest.front().is_some_and(|&(start, _)| start == piece.start) {
+            self.newest.pop_front();
+        }
+    }
+
+    fn first_start(&self) -> Option<u64> {
+        self.pieces.front().map(|piece| piece.start)
+    }
+
+    fn second_start(&self) -> Option<u64> {
+        self.pieces.get(1).map(|piece| piece.start)
+    }
+
+    fn newest(&self) -> u64 {
+        self.newest.front().map_or(0, |&(_, used)| used)
+    }
+}
+
 impl Store {
     /// The answer to [`Effect::Spill`]. A failed spill leaves nothing on disk.
     pub fn spilled(&mut self, object: ObjectId, result: Result<(), DiskError>, fx: &mut Effects) {
@@ -277,74 +331,54 @@ impl Store {
     }
 
     fn cheapest_window(&self, space: &Space, pages: u64) -> Vec<GrantKey> {
-        /// A neighbour in the window: a free extent or a grant that can be cleared.
-        struct Piece {
-            start: u64,
-            grant: Option<GrantKey>,
-            unsaved: u64,
-            copied: u64,
-            used: u64,
-        }
         let segment = SegmentId(0);
         let (start, end) = (space.start(), space.start() + space.bytes());
         let mut grants = self.grants.range((segment, start)..(segment, end)).peekable();
         let mut frees = space.free_extents().peekable();
-        let mut window: VecDeque<Piece> = VecDeque::new();
-        let (mut unsaved, mut copied) = (0u64, 0u64);
-        let mut best: Option<((u64, u64), Vec<GrantKey>)> = None;
+        let mut window = Window::default();
+        // Cost, first and last offset.
+        let mut best: Option<((u64, u64), u64, u64)> = None;
         loop {
             // The pieces of a zone, free extents and grants, follow each other without a gap.
-            let take_free = match (frees.peek(), grants.peek()) {
+            let free_first = match (frees.peek(), grants.peek()) {
                 (Some(&(offset, _)), Some(&(key, _))) => offset < key.1,
-                (free, grant) => {
-                    if free.is_none() && grant.is_none() {
-                        break;
-                    }
-                    grant.is_none()
-                }
+                (free, None) if free.is_none() => break,
+                (_, grant) => grant.is_none(),
             };
-            let piece_end;
-            if take_free {
-                let (offset, until) = frees.next().expect("peeked");
-                window.push_back(Piece { start: offset, grant: None, unsaved: 0, copied: 0, used: 0 });
-                piece_end = until;
+            let until;
+            if free_first {
+                let (offset, end) = frees.next().expect("peeked");
+                window.push(Piece { start: offset, unsaved: 0, copied: 0, used: 0 });
+                until = end;
             } else {
-                let (&key, grant) = grants.next().expect("peeked");
+                let (&(_, offset), grant) = grants.next().expect("peeked");
                 if !grant.is_evictable() {
-                    window.clear();
-                    (unsaved, copied) = (0, 0);
+                    window = Window::default();
                     continue;
                 }
-                window.push_back(Piece {
-                    start: key.1,
-                    grant: Some(key),
+                window.push(Piece {
+                    start: offset,
                     unsaved: grant.unsaved_bytes,
                     copied: grant.copied_bytes,
                     used: grant.used,
                 });
-                unsaved += grant.unsaved_bytes;
-                copied += grant.copied_bytes;
-                piece_end = grant.extent.end();
+                until = grant.extent.end();
             }
             // Drop from the front what is not needed to fit.
-            while let Some(second) = window.get(1)
-                && fit(second.start, piece_end, pages).is_some()
-            {
-                let first = window.pop_front().expect("there are two");
-                unsaved -= first.unsaved;
-                copied -= first.copied;
+            while window.second_start().is_some_and(|start| fit(start, until, pages).is_some()) {
+                window.pop();
             }
-            let Some(first) = window.front() else { continue };
-            if fit(first.start, piece_end, pages).is_none() || !self.affordable(unsaved, copied) {
+            let Some(first) = window.first_start() else { continue };
+            if fit(first, until, pages).is_none() || !self.affordable(window.unsaved, window.copied) {
                 continue;
             }
-            let newest = window.iter().map(|piece| piece.used).max().unwrap_or(0);
-            if best.as_ref().is_none_or(|(cost, _)| (unsaved, newest) < *cost) {
-                let keys = window.iter().filter_map(|piece| piece.grant).collect();
-                best = Some(((unsaved, newest), keys));
+            let cost = (window.unsaved, window.newest());
+            if best.is_none_or(|(before, ..)| cost < before) {
+                best = Some((cost, first, until));
             }
         }
-        best.map_or(Vec::new(), |(_, keys)| keys)
+        let Some((_, first, until)) = best else { return Vec::new() };
+        self.grants.range((segment, first)..(segment, until)).map(|(&key, _)| key).collect()
     }
 
     /// Dedicated segments to clear so that the request comes within the limit: the largest first, of equals
