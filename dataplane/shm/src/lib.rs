@@ -12,7 +12,10 @@
 //! the page's sleepers; a consumer whose table entry names that page is one of them, and reads the
 //! same extent through its read-only map. The node only learns of it afterwards.
 
+#[cfg_attr(loom, allow(dead_code, reason = "the model brings its own memory"))]
 mod ring;
+#[cfg(all(test, loom))]
+mod ring_loom;
 mod sync;
 
 // Under loom only the ring is built: the rest needs real shared memory.
