@@ -16,6 +16,7 @@ pub(super) fn run(args: &LintArgs) -> Exit {
     for file in &args.files {
         match workflow::load(file) {
             Ok(workflow) => {
+                eprint!("{}", workflow.warnings);
                 let graph = &workflow.graph;
                 eprintln!("{}: {}: {} steps, no mistakes", file.display(), graph.name, graph.steps.len());
             }

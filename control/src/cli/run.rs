@@ -88,7 +88,10 @@ struct Sink {
 
 pub(super) fn run(args: &RunArgs) -> Exit {
     let workflow = match workflow::load(&args.file) {
-        Ok(workflow) => Arc::new(workflow),
+        Ok(workflow) => {
+            eprint!("{}", workflow.warnings);
+            Arc::new(workflow)
+        }
         Err(report) => {
             eprint!("{report}");
             return Exit::Usage;

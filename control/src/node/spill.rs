@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::runtime::Runtime;
 
 /// Directories of nodes begin with this; their process id follows.
@@ -28,49 +28,65 @@ pub(super) enum Done {
     Loaded(ObjectId, Result<(), DiskError>),
 }
 
-/// The spill directory of this node. Dropping it removes the directory.
+/// The spill directory of this node: made when first used, removed when dropped.
 pub(super) struct Spiller {
     dir: PathBuf,
-    store: Arc<LocalFileSystem>,
+    store: OnceLock<Result<Arc<LocalFileSystem>, DiskError>>,
     runtime: Option<Runtime>,
     requests: Requests,
 }
 
 impl Spiller {
-    /// Makes a directory of this node's own inside `root`, and removes those that dead nodes left.
+    /// Checks that a directory of this node's own can be made inside `root`, and removes those that
+    /// dead nodes left.
     pub(super) fn start(root: &Path, requests: Requests) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         sweep(root)?;
         let dir = root.join(format!("{PREFIX}{}", std::process::id()));
-        fs::create_dir_all(&dir)?;
-        let store = LocalFileSystem::new_with_prefix(&dir).map_err(io::Error::other)?;
+        fs::create_dir_all(&dir).and_then(|()| fs::remove_dir(&dir))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(4)
             .thread_name("dflow-spill")
             .build()?;
-        Ok(Spiller { dir, store: Arc::new(store), runtime: Some(runtime), requests })
+        Ok(Spiller { dir, store: OnceLock::new(), runtime: Some(runtime), requests })
+    }
+
+    fn store(&self) -> Result<Arc<LocalFileSystem>, DiskError> {
+        let open = || {
+            fs::create_dir_all(&self.dir).map_err(|e| io_error(&e))?;
+            LocalFileSystem::new_with_prefix(&self.dir).map(Arc::new).map_err(disk_error)
+        };
+        self.store.get_or_init(open).clone()
     }
 
     /// Copies an object to disk; [`Done::Saved`] follows. `bytes` stay unchanged until then.
     pub(super) fn save(&self, object: ObjectId, bytes: Bytes) {
-        let store = self.store.clone();
+        let store = self.store();
         self.run(async move {
-            let result = store.put(&path(object), PutPayload::from(bytes)).await;
-            Done::Saved(object, result.map(drop).map_err(disk_error))
+            let result = match store {
+                Ok(store) => store.put(&path(object), PutPayload::from(bytes)).await.map(drop).map_err(disk_error),
+                Err(error) => Err(error),
+            };
+            Done::Saved(object, result)
         });
     }
 
     /// Copies an object back; [`Done::Loaded`] follows. Nobody else writes `into` until then.
     pub(super) fn load(&self, object: ObjectId, into: PartMut) {
-        let store = self.store.clone();
-        self.run(async move { Done::Loaded(object, read_back(&store, object, &into).await) });
+        let store = self.store();
+        self.run(async move {
+            let result = match store {
+                Ok(store) => read_back(&store, object, &into).await,
+                Err(error) => Err(error),
+            };
+            Done::Loaded(object, result)
+        });
     }
 
     /// Deletes an object's copy.
     pub(super) fn delete(&self, object: ObjectId) {
-        let store = self.store.clone();
-        if let Some(runtime) = &self.runtime {
+        if let (Some(runtime), Ok(store)) = (&self.runtime, self.store()) {
             runtime.spawn(async move {
                 if let Err(error) = store.delete(&path(object)).await {
                     tracing::warn!(%error, ?object, "a spilled copy could not be deleted");
@@ -83,6 +99,7 @@ impl Spiller {
     /// disk is an error here and not a fault later. It has no name: whatever ends this node, it
     /// goes.
     pub(super) fn overflow(&self, segment: SegmentId, bytes: u64) -> Result<OwnedFd, DiskError> {
+        self.store()?;
         let path = self.dir.join(format!("segment-{}", segment.0));
         let make = || {
             let file = File::options().read(true).write(true).create_new(true).open(&path)?;
@@ -112,7 +129,9 @@ impl Drop for Spiller {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
+        if let Some(Ok(_)) = self.store.get()
+            && let Err(error) = fs::remove_dir_all(&self.dir)
+        {
             tracing::warn!(%error, dir = %self.dir.display(), "the spill directory could not be removed");
         }
     }

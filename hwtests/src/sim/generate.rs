@@ -3,8 +3,8 @@
 use super::rng::Rng;
 use dflow_core::graph::*;
 
-/// A random graph that passes [`Graph::check`].
-pub fn graph(rng: &mut Rng) -> Graph {
+/// A random graph of at most `steps_max` steps that passes [`Graph::check`].
+pub fn graph(rng: &mut Rng, steps_max: u64) -> Graph {
     let functions = (0..1 + rng.below(4)).map(|i| Function {
         name: format!("f{i}"),
         workers_max: 1 + rng.below(4) as u32,
@@ -19,7 +19,7 @@ pub fn graph(rng: &mut Rng) -> Graph {
         functions: functions.collect(),
         ..Graph::default()
     };
-    for _ in 0..1 + rng.below(12) {
+    for _ in 0..1 + rng.below(12).min(steps_max.max(1) - 1) {
         let step = step(rng, &graph);
         graph.steps.push(step);
     }
@@ -146,7 +146,7 @@ fn step(rng: &mut Rng, graph: &Graph) -> Step {
 /// Waiting for data counts, so a timeout must outlast the timeouts of all that hang before it.
 fn timeout_ms(rng: &mut Rng, graph: &Graph) -> u64 {
     let before = graph.steps.iter().filter(|step| step.timeout_ms > 0).count() as u32;
-    if before < 4 && rng.chance(40) { 100 * 1000u64.pow(before) } else { 0 }
+    if before < 4 && rng.chance(40) { 10_000 * 1000u64.pow(before) } else { 0 }
 }
 
 fn foreach(rng: &mut Rng, graph: &Graph) -> Option<Foreach> {

@@ -49,7 +49,7 @@ pub struct Report {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Happens {
+pub(super) enum Happens {
     /// The process takes its next action.
     Act(u32, u32, u32),
     /// The driver answers an evaluation, or a measurement.
@@ -61,52 +61,52 @@ enum Happens {
     Spilled,
 }
 
-struct Process {
-    attempt: u32,
-    early: bool,
-    tables: Vec<Resolved>,
-    read: Vec<Value>,
-    nonce: u64,
-    blocked: bool,
-    doomed: bool,
-    hung: bool,
-    wrote_first: bool,
+pub(super) struct Process {
+    pub(super) attempt: u32,
+    pub(super) early: bool,
+    pub(super) tables: Vec<Resolved>,
+    pub(super) read: Vec<Value>,
+    pub(super) nonce: u64,
+    pub(super) blocked: bool,
+    pub(super) doomed: bool,
+    pub(super) hung: bool,
+    pub(super) wrote_first: bool,
     /// Objects it has announced.
-    begun: BTreeSet<ObjectKey>,
+    pub(super) begun: BTreeSet<ObjectKey>,
     /// Ports done, items of the present one done.
-    port: usize,
-    element: u32,
+    pub(super) port: usize,
+    pub(super) element: u32,
 }
 
 /// An object in the store.
-struct Stored {
-    attempt: u32,
-    value: u64,
-    bytes: u64,
+pub(super) struct Stored {
+    pub(super) attempt: u32,
+    pub(super) value: u64,
+    pub(super) bytes: u64,
 }
 
 /// The simulated node with one or several runs of one graph.
 pub struct World<'a> {
-    graph: &'a Arc<Graph>,
-    seed: u64,
-    run: RunId,
-    conditions: &'a Conditions,
-    rng: Rng,
-    now: Tick,
-    sequence: u64,
-    agenda: BTreeMap<(Tick, u64), Happens>,
-    scheduler: Scheduler,
-    effects: Vec<Effect>,
-    processes: BTreeMap<(u32, u32), Process>,
-    store: BTreeMap<ObjectKey, Stored>,
-    lists: BTreeMap<(u32, u16), (u32, u32)>,
-    started: BTreeMap<(u32, u32), u32>,
-    faults: BTreeMap<(u32, u32), u32>,
-    evaluated: BTreeSet<u32>,
-    stored_bytes: u64,
-    spilling: bool,
-    report: Report,
-    over: bool,
+    pub(super) graph: &'a Arc<Graph>,
+    pub(super) seed: u64,
+    pub(super) run: RunId,
+    pub(super) conditions: &'a Conditions,
+    pub(super) rng: Rng,
+    pub(super) now: Tick,
+    pub(super) sequence: u64,
+    pub(super) agenda: BTreeMap<(Tick, u64), Happens>,
+    pub(super) scheduler: Scheduler,
+    pub(super) effects: Vec<Effect>,
+    pub(super) processes: BTreeMap<(u32, u32), Process>,
+    pub(super) store: BTreeMap<ObjectKey, Stored>,
+    pub(super) lists: BTreeMap<(u32, u16), (u32, u32)>,
+    pub(super) started: BTreeMap<(u32, u32), u32>,
+    pub(super) faults: BTreeMap<(u32, u32), u32>,
+    pub(super) evaluated: BTreeSet<u32>,
+    pub(super) stored_bytes: u64,
+    pub(super) spilling: bool,
+    pub(super) report: Report,
+    pub(super) over: bool,
 }
 
 /// Runs `graph` once under `conditions` and holds the laws at every step. Panics on a violation.
@@ -153,12 +153,12 @@ pub fn simulate(graph: &Arc<Graph>, seed: u64, conditions: &Conditions) -> Repor
 }
 
 impl World<'_> {
-    fn later(&mut self, delay_us: u64, what: Happens) {
+    pub(super) fn later(&mut self, delay_us: u64, what: Happens) {
         self.sequence += 1;
         self.agenda.insert((Tick(self.now.0 + delay_us), self.sequence), what);
     }
 
-    fn live(&mut self) {
+    pub(super) fn live(&mut self) {
         for _ in 0..1_000_000u32 {
             if self.over {
                 return self.finish();
@@ -181,7 +181,7 @@ impl World<'_> {
         panic!("the run hangs at {:?}:\n{}", self.now, self.describe());
     }
 
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let processes = self.processes.iter().map(|(id, p)| {
             format!(
                 "{id:?} attempt {} read {} of {:?} blocked {} doomed {}\n",
@@ -195,7 +195,7 @@ impl World<'_> {
         format!("{:?}\n{}{:#?}", self.scheduler.load(), processes.collect::<String>(), self.graph)
     }
 
-    fn tell(&mut self, event: Event) {
+    pub(super) fn tell(&mut self, event: Event) {
         // Strangers must not disturb anything.
         if self.rng.chance(3) {
             let invocation = InvocationId { step: self.rng.below(14) as u32, item: self.rng.below(9) as u32 };
@@ -223,7 +223,7 @@ impl World<'_> {
         }
     }
 
-    fn execute(&mut self, effect: Effect) {
+    pub(super) fn execute(&mut self, effect: Effect) {
         match effect {
             Effect::Start { invocation, attempt, early, .. } => self.start(invocation, attempt, early),
             Effect::Warm { function, workers, .. } => {
@@ -268,7 +268,7 @@ impl World<'_> {
         }
     }
 
-    fn noted(&mut self, note: Note) {
+    pub(super) fn noted(&mut self, note: Note) {
         match note {
             Note::Skipped { step } => {
                 assert!(self.report.skipped.insert(step), "step {step} is skipped twice")
@@ -280,7 +280,7 @@ impl World<'_> {
         }
     }
 
-    fn release(&mut self, key: ObjectKey) {
+    pub(super) fn release(&mut self, key: ObjectKey) {
         let Some(stored) = self.store.remove(&key) else {
             panic!("release of {key:?}, which is not in the store")
         };
@@ -298,7 +298,7 @@ impl World<'_> {
         }
     }
 
-    fn start(&mut self, id: InvocationId, attempt: u32, early: bool) {
+    pub(super) fn start(&mut self, id: InvocationId, attempt: u32, early: bool) {
         let (key, step) = ((id.step, id.item), &self.graph.steps[id.step as usize]);
         let before = self.started.insert(key, attempt).unwrap_or(0);
         assert_eq!(attempt, before + 1, "attempts of {key:?} are not in order");
@@ -330,115 +330,12 @@ impl World<'_> {
         self.later(delay, Happens::Act(key.0, key.1, attempt));
     }
 
-    /// No start violates its policy, reckoned from the store and the tables.
-    fn check_policy(&self, id: InvocationId, tables: &[Resolved], early: bool) {
-        let step = &self.graph.steps[id.step as usize];
-        assert!(step.function().is_some(), "a switch was started");
-        assert!(!self.report.skipped.contains(&id.step), "the skipped step {} was started", id.step);
-        let policy = self.conditions.start.unwrap_or(step.start);
-        let (mut inputs, mut begun, mut complete) = (0u32, 0u32, 0u32);
-        for (input, table) in step.inputs.iter().zip(tables) {
-            let json_item = matches!(table, Resolved::Element { .. });
-            if matches!(table, Resolved::Null)
-                || !(input.source.step().is_some() || input.source == Source::Item)
-            {
-                assert!(
-                    input.optional || !matches!(table, Resolved::Null),
-                    "a required input of {id:?} is null"
-                );
-                continue;
-            }
-            inputs += 1;
-            begun += u32::from(json_item || self.has_begun(table));
-            complete += u32::from(json_item || self.read_table(table).is_some());
-        }
-        // The foreach's list may be no input; an item must exist all the same.
-        let holds = match policy {
-            StartPolicy::Eager => true,
-            StartPolicy::FirstByte => inputs == 0 || begun > 0,
-            StartPolicy::First(k) => complete >= k.min(inputs),
-            StartPolicy::AllReady => complete == inputs,
-        };
-        assert!(
-            holds,
-            "{id:?} starts against {policy:?}: {begun} begun, {complete} complete of {inputs}: {tables:?}"
-        );
-        assert!(early || complete == inputs, "{id:?} starts with inputs missing and is not called early");
-        for &after in &step.after {
-            let running = self.processes.keys().any(|&(s, _)| s == after);
-            assert!(!running, "{id:?} starts while step {after} runs, which it is after");
-        }
-    }
-
-    fn has_begun(&self, table: &Resolved) -> bool {
-        match table {
-            Resolved::Object(object) => match object.state {
-                ObjectState::Sealed => true,
-                ObjectState::Running { .. } => {
-                    let id = object.key.invocation;
-                    self.processes.get(&(id.step, id.item)).is_some_and(|p| p.begun.contains(&object.key))
-                        || self.store.contains_key(&object.key)
-                        || self.is_deterministic(id.step)
-                }
-                // A deterministic function's object may have begun in an attempt before.
-                ObjectState::Pending => self.is_deterministic(object.key.invocation.step),
-            },
-            Resolved::List { items, pinned } => {
-                (*pinned && items.is_empty()) || items.iter().any(|i| self.has_begun(&Resolved::Object(*i)))
-            }
-            Resolved::Follow { producer, port, .. } => {
-                let first = self.key(*producer, *port, 0);
-                self.store.contains_key(&first)
-                    || self.lists.contains_key(&(producer.step, *port))
-                    || self
-                        .processes
-                        .get(&(producer.step, producer.item))
-                        .is_some_and(|p| p.begun.contains(&first))
-                    || self.is_deterministic(producer.step)
-            }
-            Resolved::Const(_) | Resolved::Null | Resolved::Element { .. } => true,
-            Resolved::Pending => false,
-        }
-    }
-
-    fn is_deterministic(&self, step: u32) -> bool {
+    pub(super) fn is_deterministic(&self, step: u32) -> bool {
         let function = self.graph.steps.get(step as usize).and_then(Step::function);
         function.is_some_and(|f| self.graph.functions[f as usize].deterministic)
     }
 
-    fn check_means(&self, id: InvocationId) {
-        let capacity = self.conditions.capacity;
-        let slots = capacity.slots.max(1) as usize;
-        assert!(self.processes.len() <= slots, "{} processes in {slots} slots", self.processes.len());
-        let tokens = |step: u32| self.graph.steps[step as usize].cpu_milli.min(capacity.cpu_milli);
-        let awake = self.processes.iter().filter(|(_, p)| !p.blocked);
-        let used: u32 = awake.map(|(&(step, _), _)| tokens(step)).sum();
-        let own = tokens(id.step);
-        assert!(
-            own == 0 || used <= capacity.cpu_milli,
-            "{id:?} starts on credit: {used} of {}",
-            capacity.cpu_milli
-        );
-        let function = self.graph.steps[id.step as usize].function();
-        let same = |&&(s, _): &&(u32, u32)| self.graph.steps[s as usize].function() == function;
-        let workers = self.processes.keys().filter(same).count();
-        let most = function.map_or(0, |f| self.graph.functions[f as usize].workers_max) as usize;
-        assert!(workers <= most, "{workers} workers of {most}");
-        if let Some(each) = &self.graph.steps[id.step as usize].foreach {
-            let instances = self.processes.keys().filter(|k| k.0 == id.step).count();
-            assert!(
-                instances <= each.parallel_max as usize,
-                "{instances} instances of {}",
-                each.parallel_max
-            );
-        }
-        let early = self.scheduler.load().early as usize;
-        assert!(early < slots, "{early} early in {slots} slots");
-        let load = self.scheduler.load();
-        assert!(load.slots_used as usize >= self.processes.len(), "{load:?}");
-    }
-
-    fn happen(&mut self, what: Happens) {
+    pub(super) fn happen(&mut self, what: Happens) {
         match what {
             Happens::Act(step, item, attempt) => self.act((step, item), attempt),
             Happens::Gone(step, item, attempt) => self.gone((step, item), attempt),
@@ -466,11 +363,11 @@ impl World<'_> {
         }
     }
 
-    fn value(&self, source: &Source) -> Value {
+    pub(super) fn value(&self, source: &Source) -> Value {
         self.read_table(&self.scheduler.resolve_source(self.run, source)).flatten()
     }
 
-    fn decide(&self, step: u32) -> u32 {
+    pub(super) fn decide(&self, step: u32) -> u32 {
         let holds = |condition: &Condition| {
             let reads: Vec<Value> = condition.reads.iter().map(|read| self.value(read)).collect();
             let skipped: Vec<bool> =
@@ -486,18 +383,18 @@ impl World<'_> {
         }
     }
 
-    fn key(&self, invocation: InvocationId, port: u16, item: u32) -> ObjectKey {
+    pub(super) fn key(&self, invocation: InvocationId, port: u16, item: u32) -> ObjectKey {
         ObjectKey { run: self.run, invocation, port, item }
     }
 
-    fn gone(&mut self, key: (u32, u32), attempt: u32) {
+    pub(super) fn gone(&mut self, key: (u32, u32), attempt: u32) {
         if self.processes.get(&key).is_none_or(|p| p.attempt != attempt) {
             return;
         }
         self.end(key, Outcome::Stopped);
     }
 
-    fn end(&mut self, key: (u32, u32), outcome: Outcome) {
+    pub(super) fn end(&mut self, key: (u32, u32), outcome: Outcome) {
         let Some(process) = self.processes.remove(&key) else { return };
         if outcome == Outcome::Ok && !process.doomed {
             self.report.nonces.insert(key, process.nonce);
@@ -513,213 +410,8 @@ impl World<'_> {
         self.tell(Event::Ended { run: self.run, invocation, attempt, outcome });
     }
 
-    /// The value behind a table as a process sees it, `None` while something of it is missing.
-    fn read_table(&self, table: &Resolved) -> Option<Value> {
-        let object = |object: &ObjectRef| match object.state {
-            ObjectState::Pending => None,
-            ObjectState::Sealed => match self.store.get(&object.key) {
-                Some(stored) => Some(stored.value),
-                None => panic!("{:?} is called sealed and is not in the store", object.key),
-            },
-            ObjectState::Running { attempt } => self
-                .store
-                .get(&object.key)
-                .filter(|stored| stored.attempt == attempt)
-                .map(|stored| stored.value),
-        };
-        match table {
-            Resolved::Const(c) => Some(Some(truth::constant(*c))),
-            Resolved::Null => Some(None),
-            Resolved::Pending => None,
-            Resolved::Object(o) => object(o).map(Some),
-            Resolved::List { items, pinned: true } => {
-                let items: Option<Vec<u64>> = items.iter().map(object).collect();
-                items.map(|items| Some(truth::list(&items)))
-            }
-            Resolved::List { pinned: false, .. } => None,
-            Resolved::Follow { producer, attempt, port } => {
-                let &(count, _) = self
-                    .lists
-                    .get(&(producer.step, *port))
-                    .filter(|&&(_, a)| a == *attempt || self.is_deterministic(producer.step))?;
-                let items: Option<Vec<u64>> = (0..count)
-                    .map(|e| self.store.get(&self.key(*producer, *port, e)).map(|s| s.value))
-                    .collect();
-                items.map(|items| Some(truth::list(&items)))
-            }
-            Resolved::Element { list, index } => {
-                let value = self.value(list)?;
-                Some(Some(truth::element(value, *index)))
-            }
-        }
-    }
-
-    /// Whether a fault may still be thrown at it: retries are left.
-    fn may_fault(&self, key: (u32, u32)) -> bool {
-        let retries = self.graph.steps[key.0 as usize].retry.retries_max;
-        self.faults.get(&key).copied().unwrap_or(0) < retries && !truth::is_broken(self.seed, key.0, key.1)
-    }
-
-    /// The process does the next thing that its function would do.
-    fn act(&mut self, key: (u32, u32), attempt: u32) {
-        let Some(process) = self.processes.get(&key) else { return };
-        if process.attempt != attempt || process.doomed || process.hung {
-            return;
-        }
-        let step = &self.graph.steps[key.0 as usize];
-        if self.may_fault(key) {
-            let hangs = step.timeout_ms > 0 && self.rng.chance(self.conditions.hang);
-            if hangs || self.rng.chance(self.conditions.crash) {
-                *self.faults.entry(key).or_default() += 1;
-                if hangs {
-                    self.processes.entry(key).and_modify(|p| p.hung = true);
-                    return;
-                }
-                let failure = Failure { class: ErrorClass::Crash, message: "simulated".into() };
-                return self.end(key, Outcome::Failed(failure));
-            }
-        }
-        let Some(process) = self.processes.get(&key) else { return };
-        if !process.wrote_first && self.rng.chance(40) {
-            return self.first_bytes(key);
-        }
-        if process.read.len() < step.inputs.len() {
-            match self.read_table(&process.tables[process.read.len()]) {
-                Some(value) => {
-                    self.set_blocked(key, false);
-                    self.processes.entry(key).and_modify(|p| p.read.push(value));
-                    let delay = self.rng.below(30);
-                    self.later(delay, Happens::Act(key.0, key.1, attempt));
-                }
-                None => {
-                    assert!(
-                        process.early,
-                        "{key:?} waits for data and was not called early: {:?}",
-                        process.tables
-                    );
-                    self.set_blocked(key, true);
-                }
-            }
-            return;
-        }
-        self.put(key);
-    }
-
-    fn set_blocked(&mut self, key: (u32, u32), blocked: bool) {
-        let Some(process) = self.processes.get_mut(&key) else { return };
-        if process.blocked == blocked {
-            return;
-        }
-        process.blocked = blocked;
-        let (attempt, run) = (process.attempt, self.run);
-        let invocation = InvocationId { step: key.0, item: key.1 };
-        self.tell(match blocked {
-            true => Event::Blocked { run, invocation, attempt },
-            false => Event::Resumed { run, invocation, attempt },
-        });
-    }
-
-    /// The process begins all of its outputs before it has read its inputs, as a pipeline stage does.
-    fn first_bytes(&mut self, key: (u32, u32)) {
-        let Some(process) = self.processes.get_mut(&key) else { return };
-        process.wrote_first = true;
-        let attempt = process.attempt;
-        let invocation = InvocationId { step: key.0, item: key.1 };
-        for port in 0..self.graph.steps[key.0 as usize].outputs.len() as u16 {
-            if self.graph.steps[key.0 as usize].outputs[port as usize].kind != PortKind::Many {
-                self.announce(key, self.key(invocation, port, 0), attempt);
-            }
-        }
-        self.later(5, Happens::Act(key.0, key.1, attempt));
-    }
-
-    fn announce(&mut self, key: (u32, u32), object: ObjectKey, attempt: u32) {
-        if let Some(process) = self.processes.get_mut(&key) {
-            process.begun.insert(object);
-            self.tell(Event::FirstByte(Put { key: object, attempt, bytes: 1 }));
-        }
-    }
-
-    fn put(&mut self, key: (u32, u32)) {
-        let Some(process) = self.processes.get(&key) else { return };
-        let (step, attempt, port, element) =
-            (&self.graph.steps[key.0 as usize], process.attempt, process.port, process.element);
-        let invocation = InvocationId { step: key.0, item: key.1 };
-        if truth::is_broken(self.seed, key.0, key.1) && (port > 0 || step.outputs.len() == 1) {
-            let failure = Failure { class: ErrorClass::Error("Bug".into()), message: "simulated".into() };
-            return self.end(key, Outcome::Failed(failure));
-        }
-        let Some(out) = step.outputs.get(port) else { return self.end(key, Outcome::Ok) };
-        let digest = truth::digest(key.0, key.1, &process.read, process.nonce);
-        let port = port as u16;
-        if out.kind == PortKind::Many && element == truth::count(digest, port) {
-            let kept = step.foreach.is_none();
-            if kept {
-                self.lists.insert((key.0, port), (element, attempt));
-            }
-            self.processes.entry(key).and_modify(|p| (p.port, p.element) = (p.port + 1, 0));
-            self.tell(Event::Pinned { run: self.run, invocation, attempt, port, count: element });
-            self.wake_followers(invocation);
-            return self.later(5, Happens::Act(key.0, key.1, attempt));
-        }
-        let bytes = 1 + self.rng.below(1000);
-        if self.stored_bytes + bytes > self.conditions.store_bytes {
-            self.set_blocked(key, true);
-            if !std::mem::replace(&mut self.spilling, true) {
-                self.later(200, Happens::Spilled);
-            }
-            return;
-        }
-        self.set_blocked(key, false);
-        let object = self.key(invocation, port, element);
-        let value = truth::object(digest, port, element);
-        match out.kind {
-            PortKind::Many => self.processes.entry(key).and_modify(|p| p.element += 1),
-            _ => self.processes.entry(key).and_modify(|p| p.port += 1),
-        };
-        if self.rng.chance(30) {
-            self.announce(key, object, attempt);
-            if self.processes.get(&key).is_none_or(|p| p.attempt != attempt || p.doomed) {
-                return;
-            }
-        }
-        if let std::collections::btree_map::Entry::Vacant(entry) = self.store.entry(object) {
-            entry.insert(Stored { attempt, value, bytes });
-            self.stored_bytes += bytes;
-            self.tell(Event::Sealed(Put { key: object, attempt, bytes }));
-        } else {
-            assert!(
-                self.is_deterministic(key.0),
-                "{object:?} is put by attempt {attempt} and is still there"
-            );
-            self.tell(Event::Sealed(Put { key: object, attempt, bytes }));
-        }
-        self.wake_followers(invocation);
-        let delay = self.rng.below(40);
-        self.later(delay, Happens::Act(key.0, key.1, attempt));
-    }
-
-    /// The pages of a process wake those that read them, without the scheduler.
-    fn wake_followers(&mut self, producer: InvocationId) {
-        let names = |table: &Resolved| match table {
-            Resolved::Object(object) => object.key.invocation == producer,
-            Resolved::List { items, .. } => items.iter().any(|item| item.key.invocation == producer),
-            Resolved::Follow { producer: of, .. } => *of == producer,
-            _ => false,
-        };
-        let followers: Vec<_> = self
-            .processes
-            .iter()
-            .filter(|(_, p)| p.blocked && p.tables.iter().any(names))
-            .map(|(key, p)| (*key, p.attempt))
-            .collect();
-        for ((step, item), attempt) in followers {
-            self.later(1, Happens::Act(step, item, attempt));
-        }
-    }
-
     /// The run is over: outputs are read, the run is forgotten, and nothing may be left.
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         if self.report.result.is_ok() {
             self.report.outputs =
                 self.graph.outputs.iter().map(|output| self.value(&output.source)).collect();

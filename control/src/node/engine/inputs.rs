@@ -218,7 +218,7 @@ impl Engine {
             Resolved::Follow { producer, attempt, port } => {
                 let entry = match self.page_of(owner.run, producer, attempt) {
                     Some(page) => {
-                        self.hold(table, page);
+                        self.hold(table, (owner.run, producer), page);
                         Entry::Follow { page, port }
                     }
                     None => Entry::Pending,
@@ -276,7 +276,7 @@ impl Engine {
             ObjectState::Pending => Entry::Pending,
             ObjectState::Running { attempt } => match self.page_of(key.run, key.invocation, attempt) {
                 Some(page) => {
-                    self.hold(table, page);
+                    self.hold(table, (key.run, key.invocation), page);
                     let port = &workflow.graph.steps[key.invocation.step as usize].outputs[key.port as usize];
                     let item = (port.kind == PortKind::Many).then_some(key.item);
                     Entry::Page { page, port: key.port, item }
@@ -326,7 +326,9 @@ impl Engine {
         state.allotment.map(|page| Extent { bytes: PAGE_BYTES, ..page })
     }
 
-    fn hold(&mut self, table: &mut InputTable, page: Extent) {
+    fn hold(&mut self, table: &mut InputTable, producer: Job, page: Extent) {
+        // What stands on the page may lie in segments of its own.
+        table.segments.extend(self.attempts.get(&producer).iter().flat_map(|a| &a.published));
         table.segments.insert(page.segment);
         if table.held.insert(page)
             && let Some(hold) = self.store.hold(page)
@@ -493,8 +495,10 @@ impl Engine {
     /// Gives a worker a segment of its own besides the main one, unless it has it.
     pub(super) fn show_segment(&mut self, worker: WorkerId, segment: SegmentId, writable: bool) {
         let arena = self.store.arena().clone();
-        let Some(worker) = self.pools.worker(worker).filter(|w| !w.knows(segment)) else { return };
-        if let Some((fd, bytes)) = arena.segment(segment)
+        let Some(worker) = self.pools.worker(worker).filter(|w| !w.knows(segment, writable)) else { return };
+        // A reader's descriptor cannot be written by, whatever the function tries.
+        let found = if writable { arena.segment(segment) } else { arena.segment_readonly(segment) };
+        if let Some((fd, bytes)) = found
             && let Err(error) = worker.show(segment, fd.as_fd(), bytes, writable)
         {
             tracing::warn!(%error, ?segment, "a segment could not be shown");
@@ -507,7 +511,9 @@ impl Engine {
         if extent.segment == SegmentId(0) {
             return;
         }
-        let Some(page) = self.attempts.get(&producer).and_then(|a| a.allotment) else { return };
+        let Some(attempt) = self.attempts.get_mut(&producer) else { return };
+        attempt.published.insert(extent.segment);
+        let Some(page) = attempt.allotment else { return };
         let page = Extent { bytes: PAGE_BYTES, ..page };
         let reader = |a: &Attempt| match a.phase {
             Phase::Running(worker) if a.table.as_ref().is_some_and(|t| t.held.contains(&page)) => Some(worker),

@@ -28,9 +28,9 @@ use dflow_proto::link::Times;
 use dflow_proto::store::{Lease, Owner, Ticket};
 use dflow_shm::page::PageNode;
 use dflow_proto::ids::Extent;
-use dflow_proto::{InvocationId, RunId, Tick, WorkerId};
+use dflow_proto::{InvocationId, RunId, SegmentId, Tick, WorkerId};
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -130,6 +130,8 @@ struct Attempt {
     page: Option<PageNode>,
     table: Option<inputs::InputTable>,
     times: Times,
+    /// Segments besides the main one that its objects lie in.
+    published: BTreeSet<SegmentId>,
     /// Its function may be hostile: see `strict`.
     strict: bool,
     /// Memory that only its process can write and nobody else is given.
@@ -152,7 +154,7 @@ enum Phase {
 
 impl Attempt {
     fn new(attempt: u32, strict: bool) -> Self {
-        Attempt { attempt, strict, private: Vec::new(), copies: 0, finish: None, phase: Phase::Worker, cold: false, stopping: false, over_memory: None, misbehaved: None, blocked: false, fresh_until: Tick(0), allotment: None, page: None, table: None, times: Times::default() }
+        Attempt { attempt, strict, private: Vec::new(), published: BTreeSet::new(), copies: 0, finish: None, phase: Phase::Worker, cold: false, stopping: false, over_memory: None, misbehaved: None, blocked: false, fresh_until: Tick(0), allotment: None, page: None, table: None, times: Times::default() }
     }
 }
 

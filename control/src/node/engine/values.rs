@@ -51,44 +51,20 @@ impl Engine {
     fn decide(&mut self, run: RunId, step: StepIndex) -> Option<Result<u32, String>> {
         let workflow = self.runs.get(&run)?.workflow.clone();
         let node = &workflow.graph.steps[step as usize];
-        if let Some(when) = &node.when {
-            let holds = self.holds(run, &workflow.conditions[when.id as usize], &when.reads)?;
-            if !matches!(node.kind, StepKind::Switch(_)) || !matches!(holds, Ok(true)) {
-                return Some(holds.map(u32::from));
-            }
-        }
-        let StepKind::Switch(cases) = &node.kind else { return Some(Ok(1)) };
-        for (index, Case { when, .. }) in cases.iter().enumerate() {
-            let Some(when) = when else { return Some(Ok(index as u32)) };
-            match self.holds(run, &workflow.conditions[when.id as usize], &when.reads)? {
-                Ok(true) => return Some(Ok(index as u32)),
-                Ok(false) => {}
-                Err(message) => return Some(Err(message)),
-            }
-        }
-        Some(Err("no case holds; add `- {default: true, value: ...}`".into()))
-    }
-
-    fn holds(
-        &mut self,
-        run: RunId,
-        condition: &crate::workflow::CompiledCondition,
-        reads: &[Source],
-    ) -> Option<Result<bool, String>> {
-        let mut values = Vec::with_capacity(reads.len());
-        for source in reads {
+        let cases: &[Case] = if let StepKind::Switch(cases) = &node.kind { cases } else { &[] };
+        let conditions = node.when.iter().chain(cases.iter().filter_map(|c| c.when.as_ref()));
+        let mut values: Vec<(&Source, Vec<u8>)> = Vec::new();
+        for source in conditions.flat_map(|c| &c.reads) {
             match self.look(run, source, CONDITION_BYTES_MAX + 1) {
-                Looked::Bytes(bytes) => values.push((source.clone(), Some(bytes))),
-                Looked::Skipped => values.push((source.clone(), None)),
+                Looked::Bytes(bytes) => values.push((source, bytes)),
+                Looked::Skipped => {}
                 Looked::Later => return None,
                 Looked::Lost(why) => return Some(Err(why)),
             }
         }
-        let value = |wanted: &Source| {
-            values.iter().find(|(source, _)| source == wanted).and_then(|(_, bytes)| bytes.as_deref())
-        };
+        let value = |wanted: &Source| values.iter().find(|(source, _)| *source == wanted).map(|(_, bytes)| bytes);
         let skipped = |step| self.scheduler.skipped(run, step);
-        Some(condition.evaluate(value, skipped).map_err(|e| e.to_string()))
+        Some(workflow.decide(step, value, skipped).map_err(|e| e.to_string()))
     }
 
     /// Answers how long a JSON list is, and keeps its elements.

@@ -9,7 +9,7 @@ use dflow_proto::{SegmentId, Tick, WorkerId};
 use dflow_shm::link::NodeEnd;
 use dflow_shm::pass::Channel;
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What a worker does.
@@ -47,8 +47,8 @@ pub(crate) struct Worker {
     pub(crate) uses: u64,
     /// For what carries descriptors.
     socket: Channel,
-    /// Segments it has been given.
-    shown: BTreeSet<SegmentId>,
+    /// Segments it has been given, and whether to write.
+    shown: BTreeMap<SegmentId, bool>,
 }
 
 impl Worker {
@@ -74,7 +74,7 @@ impl Worker {
         let tail = logs.add(id.0, reader).map_err(|e| text("watch a pipe", &e))?;
         let fds = [segment.as_fd(), theirs.as_fd(), writer.as_fd(), doorbell.as_fd()];
         zygote.send(&ToZygote::Fork { worker: id }, &fds).map_err(|e| text("ask the fork server", &e))?;
-        let shown = BTreeSet::new();
+        let shown = BTreeMap::new();
         let mut worker = Worker { pool, state: State::Forking, link, tail, pid: 0, uses: 0, socket, shown };
         let main = SegmentId(0);
         // A strict function is given no descriptor that it could write to others' memory by.
@@ -96,9 +96,9 @@ impl Worker {
         matches!(self.state, State::Dying { kill_at: Some(at), .. } if at <= now)
     }
 
-    /// Whether it has been given the segment.
-    pub(crate) fn knows(&self, segment: SegmentId) -> bool {
-        self.shown.contains(&segment)
+    /// Whether it has been given the segment, and to write if that is what matters.
+    pub(crate) fn knows(&self, segment: SegmentId, writable: bool) -> bool {
+        self.shown.get(&segment).is_some_and(|may_write| *may_write >= writable)
     }
 
     /// Gives it a segment; before anything that names it.
@@ -110,13 +110,13 @@ impl Worker {
         writable: bool,
     ) -> Result<(), dflow_shm::pass::PassError> {
         self.socket.send(&ToWorker::Segment { id, bytes, writable }, &[fd], false)?;
-        self.shown.insert(id);
+        self.shown.insert(id, writable);
         Ok(())
     }
 
     /// Takes a segment's descriptor back, so that its memory can go.
     pub(crate) fn hide(&mut self, id: SegmentId) {
-        if self.shown.remove(&id) {
+        if self.shown.remove(&id).is_some() {
             // A worker that cannot be told is ending, and its descriptors with it.
             let _ = self.socket.send(&ToWorker::Gone { id }, &[], false);
         }
