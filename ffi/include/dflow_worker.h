@@ -99,6 +99,15 @@ int dflow_worker_next(dflow_worker *worker, dflow_call *call);
  * told, whatever the outcome. */
 int dflow_worker_end(dflow_worker *worker, const char *name, const char *message);
 
+/* Ends the current invocation as a program that exited with status `code` would: class exit:`code`, or
+ * success (with the checks of dflow_worker_end) for 0. */
+int dflow_worker_end_exit(dflow_worker *worker, int code);
+
+/* Before the end of an invocation: the process is not fit for another one (the function has kept
+ * something of this one). The node lets the worker go after it. A process that has children left is
+ * found out without this. */
+int dflow_worker_taint(dflow_worker *worker);
+
 /* The zygote of all runtimes inside libdflow (native, exec, builtin), as a main function. */
 int dflow_zygote_main(int argc, const char *const *argv);
 

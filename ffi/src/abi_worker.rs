@@ -303,6 +303,36 @@ pub unsafe extern "C" fn dflow_worker_end(
 /// See `dflow_worker.h`.
 ///
 /// # Safety
+/// `worker` came from `dflow_zygote_serve`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dflow_worker_end_exit(worker: *mut CWorker, code: c_int) -> c_int {
+    guard(|| {
+        // SAFETY: this function's contract is that of the call.
+        let worker = unsafe { working(worker)? };
+        if worker.worker.current().is_none() {
+            return Err(Fault::new(Code::Argument, "there is no invocation to end"));
+        }
+        let returned = if code == 0 { Returned::Ok } else { Returned::Exit(code) };
+        worker.worker.end(returned).map(|()| fault::OK)
+    })
+}
+
+/// See `dflow_worker.h`.
+///
+/// # Safety
+/// `worker` came from `dflow_zygote_serve`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dflow_worker_taint(worker: *mut CWorker) -> c_int {
+    guard(|| {
+        // SAFETY: this function's contract is that of the call.
+        unsafe { working(worker)? }.worker.taint();
+        Ok(fault::OK)
+    })
+}
+
+/// See `dflow_worker.h`.
+///
+/// # Safety
 /// `argv` points to `argc` C strings. The process has one thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dflow_zygote_main(argc: c_int, argv: *const *const c_char) -> c_int {

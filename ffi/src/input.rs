@@ -175,6 +175,15 @@ impl Invocation {
         Ok(self.known_text(index))
     }
 
+    /// As [`Invocation::param`], a copy; empty if it was skipped.
+    pub(crate) fn param_text(&self, name: &str) -> Result<String, Fault> {
+        self.param(name)?;
+        let index = self.input_index(name)? as u32;
+        let texts = lock(&self.texts);
+        let known = texts.iter().find(|(known, _)| *known == index);
+        Ok(known.map_or_else(String::new, |(_, text)| text.to_string_lossy().into_owned()))
+    }
+
     /// Texts are kept, and stay where they are, until the invocation ends.
     fn known_text(&self, index: usize) -> Option<NonNull<CStr>> {
         let texts = lock(&self.texts);

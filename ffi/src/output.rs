@@ -185,11 +185,15 @@ impl Invocation {
 
     /// Memory for `bytes_max` bytes, to be filled in place and then sealed.
     pub fn reserve(&self, output: usize, bytes_max: u64) -> Result<NonNull<u8>, Fault> {
+        self.reserve_part(output, bytes_max).map(|part| part.pointer())
+    }
+
+    /// As [`Invocation::reserve`], for libdflow's own functions.
+    pub(crate) fn reserve_part(&self, output: usize, bytes_max: u64) -> Result<PartMut, Fault> {
         let start = Instant::now();
         self.open(output, bytes_max)?;
-        let part = self.writing(output)?;
         self.put_us.fetch_add(start.elapsed().as_micros() as u64, Ordering::Relaxed);
-        Ok(part.pointer())
+        self.writing(output)
     }
 
     /// Moves the watermark of a reservation.

@@ -1,6 +1,7 @@
 //! The few facts about processes that std does not give.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// User and system time in microseconds of `who` (`RUSAGE_SELF` or `RUSAGE_CHILDREN`).
 pub(crate) fn rusage_us(who: i32) -> u64 {
@@ -74,6 +75,44 @@ pub(crate) fn kill(pid: i32) {
     assert!(pid.unsigned_abs() > 1, "kill of {pid}");
     // SAFETY: kill touches no memory.
     unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// A descriptor that is readable when the child `pid` has ended. `None` where the kernel has none.
+pub(crate) fn pidfd(pid: u32) -> Option<OwnedFd> {
+    // SAFETY: pidfd_open touches no memory; the pid is that of a child not waited for.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    // SAFETY: a non-negative result is a new descriptor that nobody else owns.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Waits up to `timeout_ms` (for ever if negative) until one of the descriptors is readable or
+/// closed; which ones are. An interrupted wait is an early end.
+pub(crate) fn poll(fds: &[Option<BorrowedFd<'_>>], timeout_ms: i32) -> Vec<bool> {
+    let poll = |fd: &Option<BorrowedFd<'_>>| libc::pollfd {
+        fd: fd.map_or(-1, |fd| fd.as_raw_fd()),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut polls: Vec<libc::pollfd> = fds.iter().map(poll).collect();
+    // SAFETY: `polls` is alive and as long as said; negative descriptors are skipped.
+    unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout_ms) };
+    polls.iter().map(|poll| poll.revents != 0).collect()
+}
+
+/// Makes reads of a descriptor return at once when there is nothing.
+pub(crate) fn nonblocking(fd: BorrowedFd<'_>) {
+    // SAFETY: fcntl with these commands takes and returns ints.
+    unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK);
+    }
+}
+
+/// Makes this process the leader of a session and a group of its own. Fails if it leads a group
+/// already, which serves as well.
+pub(crate) fn own_session() {
+    // SAFETY: setsid touches no memory.
+    unsafe { libc::setsid() };
 }
 
 /// Calls prctl with one number.

@@ -15,6 +15,7 @@ use std::time::Instant;
 pub struct Worker {
     node: Arc<Node>,
     current: Option<Box<Invocation>>,
+    tainted: bool,
 }
 
 impl Worker {
@@ -22,7 +23,7 @@ impl Worker {
     pub fn start(link: OwnedFd, socket: OwnedFd, bell: OwnedFd) -> Result<Worker, Fault> {
         let node = Node::connect(link, Channel::from_fd(socket), bell)?;
         node.report(&Report::Ready { pid: std::process::id() }, Urgency::Now)?;
-        Ok(Worker { node: Arc::new(node), current: None })
+        Ok(Worker { node: Arc::new(node), current: None, tainted: false })
     }
 
     /// Waits for the next invocation, `None` if there will be none. One that was not ended fails.
@@ -42,12 +43,17 @@ impl Worker {
         self.current.as_deref()
     }
 
+    /// This process is not fit for another invocation than the current one.
+    pub fn taint(&mut self) {
+        self.tainted = true;
+    }
+
     /// Ends it.
     pub fn end(&mut self, returned: Returned) -> Result<(), Fault> {
         let Some(invocation) = self.current.take() else { return Ok(()) };
         // Children of the function's, also those that their own parents have left behind (this
         // process is their subreaper), make it unfit for further use.
-        let tainted = process::has_children();
+        let tainted = process::has_children() || std::mem::take(&mut self.tainted);
         invocation.end(returned, tainted)?;
         drop(invocation);
         self.node.segments.tidy()

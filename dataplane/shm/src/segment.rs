@@ -433,6 +433,18 @@ impl PartMut {
         }
     }
 
+    /// Reads from a descriptor straight into the bytes from `at` on; returns how many came, 0 at its
+    /// end. Panics if `at` is not inside.
+    pub fn read_from(&self, at: usize, source: BorrowedFd<'_>) -> io::Result<usize> {
+        let room = self.bytes.checked_sub(at).expect("the offset is inside of the part");
+        // SAFETY: the kernel writes at most `room` bytes from `at` on, which are inside a writable
+        // mapping; no reference to them is formed.
+        let n = unsafe {
+            libc::read(source.as_raw_fd(), self.map.base.add(self.offset + at).as_ptr().cast(), room)
+        };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
     /// `bytes` bytes of it from `at` on. Panics if they are not inside or not 8-byte aligned.
     pub fn sub(&self, at: usize, bytes: usize) -> PartMut {
         assert!(at.is_multiple_of(8) && at.checked_add(bytes).is_some_and(|end| end <= self.bytes));

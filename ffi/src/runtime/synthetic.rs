@@ -35,6 +35,8 @@ use std::time::{Duration, Instant};
 
 /// The watermark moves in steps of this. Bytes.
 const STEP: usize = 4 << 20;
+/// Bytes are made in pieces of this, which the nearest cache holds. Divides [`STEP`].
+const CHUNK: usize = 16 << 10;
 
 /// Checksum of a stream of bytes that does not depend on how the stream is cut: eight bytes at a
 /// time (little-endian, the last padded with zeros) are xored into the state, which is then
@@ -203,18 +205,16 @@ fn write(
             fill(&mut state, &mut data);
             invocation.put(output, &data)?;
         } else {
-            let memory = invocation.reserve(output, bytes)?;
-            // SAFETY: reserve returned at least `bytes` writable bytes, which are this function's
-            // alone until the seal below.
-            let data = unsafe { std::slice::from_raw_parts_mut(memory.as_ptr(), bytes as usize) };
-            let mut done = 0;
-            for chunk in data.chunks_mut(STEP) {
-                fill(&mut state, chunk);
-                done += chunk.len() as u64;
-                if done < bytes {
-                    invocation.commit(output, done)?;
+            let memory = invocation.reserve_part(output, bytes)?;
+            let mut chunk = vec![0; CHUNK];
+            for at in (0..bytes as usize).step_by(CHUNK) {
+                if at > 0 && at.is_multiple_of(STEP) {
+                    invocation.commit(output, at as u64)?;
                     std::thread::sleep(pace);
                 }
+                let chunk = &mut chunk[..CHUNK.min(bytes as usize - at)];
+                fill(&mut state, chunk);
+                memory.copy_in(at, chunk);
             }
             invocation.seal(output, bytes)?;
         }

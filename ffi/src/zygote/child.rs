@@ -48,13 +48,11 @@ pub(super) fn enter(inherited: Inherited, memory_bytes: u64) -> Result<Worker, F
 
 fn isolate(output: OwnedFd, parent: u32, memory_bytes: u64) -> io::Result<()> {
     // A group of its own, by which it is killed with all it starts; and no terminal.
-    // SAFETY: setsid touches no memory; it cannot fail in a fresh child.
-    unsafe { libc::setsid() };
+    process::own_session();
     process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?;
     // Orphans of this worker's children stay its own children and are seen at the invocation's end.
     process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)?;
-    // SAFETY: getppid touches no memory.
-    if unsafe { libc::getppid() } as u32 != parent {
+    if std::os::unix::process::parent_id() != parent {
         return Err(io::Error::other("the zygote died"));
     }
     onto(File::open("/dev/null")?.as_raw_fd(), 0)?;

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -73,10 +73,8 @@ impl Zygote {
         let args = ZygoteArgs::parse(args).map_err(|e| Fault::new(Code::Argument, e.to_string()))?;
         let os = |what: &str, e: io::Error| Fault::new(Code::Node, format!("cannot {what}: {e}"));
         let socket = child::take_socket(args.socket).map_err(|e| os("use the socket to the node", e))?;
-        // A terminal's Ctrl-C is for the node, which then ends its zygotes in order. Fails if this
-        // process leads a group already, which serves as well.
-        // SAFETY: setsid touches no memory.
-        unsafe { libc::setsid() };
+        // A terminal's Ctrl-C is for the node, which then ends its zygotes in order.
+        process::own_session();
         // While user code loads nobody reads the socket: if the node dies then, so does this.
         process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
             .map_err(|e| os("ask to die with the node", e))?;
@@ -132,17 +130,14 @@ impl Zygote {
     }
 
     fn wait(&self) {
-        let poll = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut polls = vec![poll(self.socket.as_fd().as_raw_fd())];
-        let pidfds = self.workers.values().filter_map(|child| child.pidfd.as_ref());
-        polls.extend(pidfds.map(|pidfd| poll(pidfd.as_raw_fd())));
+        let pidfds = self.workers.values().map(|child| child.pidfd.as_ref().map(|pidfd| pidfd.as_fd()));
+        let fds: Vec<_> = std::iter::once(Some(self.socket.as_fd())).chain(pidfds).collect();
         let timeout = match (self.strays.any_dying(), self.workers.is_empty()) {
             (true, _) => SWEEP_BUSY_MS,
             (false, false) => SWEEP_MS,
             (false, true) => -1,
         };
-        // SAFETY: `polls` is alive and as long as said. An error (EINTR) is an early wake.
-        unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout) };
+        process::poll(&fds, timeout);
     }
 
     /// Does what the node asks for.
@@ -184,7 +179,7 @@ impl Zygote {
             Ok(0) => Some(Inherited { fds, parent }),
             Ok(pid) => {
                 let us = start.elapsed().as_micros() as u64;
-                self.workers.insert(worker, Child { pid, pidfd: pidfd(pid) });
+                self.workers.insert(worker, Child { pid, pidfd: process::pidfd(pid as u32) });
                 self.send(&FromZygote::Forked { worker, pid: pid as u32, us });
                 None
             }
@@ -257,13 +252,6 @@ impl Zygote {
             let _ = std::fs::remove_dir_all(scratch);
         }
     }
-}
-
-fn pidfd(pid: i32) -> Option<OwnedFd> {
-    // SAFETY: pidfd_open touches no memory; the pid is that of a child not waited for.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    // SAFETY: a non-negative result is a new descriptor that nobody else owns.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 fn cut(text: &str) -> String {

@@ -165,7 +165,17 @@ impl Node {
         let number = ZYGOTES.fetch_add(1, Ordering::Relaxed);
         let scratch = PathBuf::from(format!("/dev/shm/dflow-test-{}-{number}", std::process::id()));
         let args = ZygoteArgs { socket: 0, scratch: Some(scratch.clone()), memory_bytes: 0, runtime };
-        let child = Process::new(env!("CARGO_BIN_EXE_dflow-zygote"))
+        let mut program = match args.runtime {
+            RuntimeArgs::Python { .. } => {
+                let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("python");
+                let mut python = Process::new("python3");
+                python.args(["-m", "dflow._zygote"]).env("PYTHONPATH", package);
+                python.env("PYTHONDONTWRITEBYTECODE", "1");
+                python
+            }
+            _ => Process::new(env!("CARGO_BIN_EXE_dflow-zygote")),
+        };
+        let child = program
             .arg(libdflow())
             .args(args.to_args())
             .stdin(Stdio::from(theirs.into_fd()))
@@ -182,7 +192,7 @@ impl Node {
         self.ready(RuntimeArgs::Builtin { handler: handler.into() })
     }
 
-    fn ready(&self, runtime: RuntimeArgs) -> Zygote {
+    pub(crate) fn ready(&self, runtime: RuntimeArgs) -> Zygote {
         let zygote = self.zygote(runtime);
         let message = zygote.receive();
         assert!(matches!(message, FromZygote::Loaded { .. }), "{message:?}");

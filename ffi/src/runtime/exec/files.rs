@@ -85,7 +85,7 @@ impl Inputs {
             }
             let path = scratch.input(&input.name);
             words.push(match &input.value {
-                InputValue::Inline(_) => vec![text(invocation, &input.name)?],
+                InputValue::Inline(_) => vec![invocation.param_text(&input.name)?],
                 InputValue::Null => Vec::new(),
                 InputValue::One { .. } if stdin == Some(index) => Vec::new(),
                 InputValue::One { index } => {
@@ -113,12 +113,6 @@ impl Inputs {
     pub(super) fn words(&self) -> &[Vec<String>] {
         &self.words
     }
-}
-
-fn text(invocation: &Invocation, name: &str) -> Result<String, Fault> {
-    let text = invocation.param(name)?;
-    // SAFETY: the text lives in the invocation until it ends, and is copied here.
-    Ok(text.map_or_else(String::new, |text| unsafe { text.as_ref() }.to_string_lossy().into_owned()))
 }
 
 /// Makes an object readable under `path`: as a link to its segment if it is alone there, else as a

@@ -5,12 +5,14 @@ use super::scratch_error;
 use crate::fault::{Code, Fault};
 use crate::input::Got;
 use crate::invocation::Invocation;
+use crate::process;
 use dflow_proto::link::{InputValue, PortKind};
+use dflow_shm::segment::PartMut;
 use dflow_shm::table::{Found, Look, Want};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, ChildStdin, ChildStdout, ExitStatus};
 
@@ -116,7 +118,7 @@ fn watch(
     outputs: &mut OutputFiles,
 ) -> Result<(), Fault> {
     let mut watches = Watches::begin(invocation, outputs)?;
-    let ended = pidfd(child);
+    let ended = process::pidfd(child.id());
     let mut stream = match stdout {
         None => None,
         Some((pipe, output)) => {
@@ -125,20 +127,16 @@ fn watch(
         }
     };
     loop {
-        let fd = |fd: Option<i32>| libc::pollfd { fd: fd.unwrap_or(-1), events: libc::POLLIN, revents: 0 };
-        let mut polls = [
-            fd(stream.as_ref().and_then(|stream| stream.pipe.as_ref()).map(|pipe| pipe.as_raw_fd())),
-            fd(watches.notify.as_ref().map(|notify| notify.as_raw_fd())),
-            fd(ended.as_ref().map(|pidfd| pidfd.as_raw_fd())),
+        let fds = [
+            stream.as_ref().and_then(|stream| stream.pipe.as_ref()).map(|pipe| pipe.as_fd()),
+            watches.notify.as_ref().map(|notify| notify.as_fd()),
+            ended.as_ref().map(|pidfd| pidfd.as_fd()),
         ];
-        // SAFETY: three pollfds, alive and writable; negative descriptors are skipped.
-        unsafe { libc::poll(polls.as_mut_ptr(), 3, if ended.is_some() { POLL_MS } else { 10 }) };
+        process::poll(&fds, if ended.is_some() { POLL_MS } else { 10 });
         // Looked at before the pipe and the directory: what the program did before its end is then
         // still seen below.
         let over = child.try_wait().is_ok_and(|status| status.is_some());
-        if polls[0].revents != 0
-            && let Some(stream) = &mut stream
-        {
+        if let Some(stream) = &mut stream {
             stream.copy(invocation)?;
         }
         watches.take(invocation, outputs)?;
@@ -149,13 +147,6 @@ fn watch(
             return Ok(());
         }
     }
-}
-
-fn pidfd(child: &Child) -> Option<OwnedFd> {
-    // SAFETY: pidfd_open touches no memory; the pid is that of a child not waited for.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
-    // SAFETY: a non-negative result is a new descriptor that nobody else owns.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 impl Watches {
@@ -220,7 +211,8 @@ impl Watches {
 struct Stream {
     pipe: Option<ChildStdout>,
     output: usize,
-    memory: &'static mut [u8],
+    memory: PartMut,
+    room: usize,
     filled: usize,
 }
 
@@ -232,19 +224,16 @@ impl Stream {
             (0, None) => STREAM_BYTES,
             (bytes_max, _) => bytes_max,
         };
-        let memory = invocation.reserve(output, room)?;
-        // SAFETY: reserve returned at least `room` writable bytes that are this stream's alone until
-        // it is sealed; `finish` and every error drop the stream before the invocation ends.
-        let memory = unsafe { std::slice::from_raw_parts_mut(memory.as_ptr(), room as usize) };
-        nonblocking(pipe.as_raw_fd());
-        Ok(Stream { pipe: Some(pipe), output, memory, filled: 0 })
+        let memory = invocation.reserve_part(output, room)?.sub(0, room as usize);
+        process::nonblocking(pipe.as_fd());
+        Ok(Stream { pipe: Some(pipe), output, memory, room: room as usize, filled: 0 })
     }
 
     /// Takes what is in the pipe.
     fn copy(&mut self, invocation: &Invocation) -> Result<(), Fault> {
         let mut shown = self.filled;
         while let Some(pipe) = &mut self.pipe {
-            if self.filled == self.memory.len() {
+            if self.filled == self.room {
                 // Full: only the end of the pipe is right now. One byte more tells which it is.
                 match pipe.read(&mut [0; 1]) {
                     Ok(0) => self.pipe = None,
@@ -253,7 +242,7 @@ impl Stream {
                 }
                 break;
             }
-            match pipe.read(&mut self.memory[self.filled..]) {
+            match self.memory.read_from(self.filled, pipe.as_fd()) {
                 Ok(0) => self.pipe = None,
                 Ok(bytes) => self.filled += bytes,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -276,7 +265,7 @@ impl Stream {
         let name = &invocation.invoke.outputs[self.output].name;
         let message = format!(
             "output {name:?} exceeds {} bytes; declare its max_size, or leave out `stream: true`",
-            self.memory.len()
+            self.room
         );
         invocation.failed("OutputTooLarge", Code::TooLarge, message)
     }
@@ -285,13 +274,5 @@ impl Stream {
     fn finish(mut self, invocation: &Invocation) -> Result<(), Fault> {
         self.copy(invocation)?;
         invocation.seal(self.output, self.filled as u64)
-    }
-}
-
-fn nonblocking(fd: i32) {
-    // SAFETY: fcntl with these commands takes and returns ints.
-    unsafe {
-        let flags = libc::fcntl(fd, libc::F_GETFL);
-        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK);
     }
 }
