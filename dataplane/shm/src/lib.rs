@@ -31,6 +31,8 @@ pub mod page;
 pub mod pass;
 #[cfg(not(loom))]
 pub mod segment;
+#[cfg(all(test, not(loom)))]
+mod segment_tests;
 #[cfg(not(loom))]
 pub mod spawn;
 #[cfg(not(loom))]

@@ -80,12 +80,6 @@ impl Zygote {
             .map_err(|e| os("ask to die with the node", e))?;
         // Orphans of workers come to this process, which can then end them.
         process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1).map_err(|e| os("become a subreaper", e))?;
-        if let Some(scratch) = &args.scratch {
-            DirBuilder::new()
-                .mode(0o700)
-                .create(scratch)
-                .map_err(|e| os(&format!("make the scratch directory {}", scratch.display()), e))?;
-        }
         Ok(Zygote { args, socket, started, workers: BTreeMap::new(), strays: Strays::default() })
     }
 
@@ -97,19 +91,25 @@ impl Zygote {
     /// Tells the node that the code cannot be loaded.
     pub fn failed(&self, message: &str, traceback: &str) -> Result<(), Fault> {
         let message = FromZygote::LoadFailed { message: cut(message), traceback: cut(traceback) };
-        let sent = self.socket.send(&message, &[], true);
-        self.remove_scratch();
-        sent.map_err(|e| Fault::new(Code::Node, e.to_string()))
+        self.socket.send(&message, &[], true).map_err(|e| Fault::new(Code::Node, e.to_string()))
     }
 
     /// Serves until the node is gone. `fork` is fork(2), or what a language needs in its place.
     pub fn serve(mut self, mut fork: impl FnMut() -> io::Result<i32>) -> Result<Served, Fault> {
         let us = self.started.elapsed().as_micros() as u64;
         self.strays = Strays::spare_existing();
+        // From here on the end of the socket is noticed, and cleaning up must come before dying. So
+        // the scratch directory is made after this: one that died while loading leaves none.
+        process::prctl(libc::PR_SET_PDEATHSIG, 0)
+            .map_err(|e| Fault::new(Code::Node, format!("cannot outlive the node: {e}")))?;
+        if let Some(scratch) = &self.args.scratch
+            && let Err(error) = DirBuilder::new().mode(0o700).create(scratch)
+        {
+            let message = format!("cannot make the scratch directory {}: {error}", scratch.display());
+            self.failed(&message, "")?;
+            return Ok(Served::NodeGone);
+        }
         if self.send(&FromZygote::Loaded { us }) {
-            // From here on the end of the socket is noticed, and cleaning up must come before dying.
-            process::prctl(libc::PR_SET_PDEATHSIG, 0)
-                .map_err(|e| Fault::new(Code::Node, format!("cannot outlive the node: {e}")))?;
             loop {
                 self.wait();
                 match self.take_messages(&mut fork) {
