@@ -3,9 +3,9 @@
 //!
 //! `DFLOW_SIM_SEEDS=N` sets the number of seeds, `DFLOW_SIM_SEED=S` replays one.
 
-use dflow_hwtests::sim::run_seed;
+use dflow_hwtests::sim::{STEPS_MAX, run_seed};
 
-const SEEDS: u64 = 4_000;
+const SEEDS: u64 = 40_000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -14,13 +14,13 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn random_workflows_end_as_they_should() {
     if let Some(seed) = number("DFLOW_SIM_SEED") {
-        run_seed(seed);
+        run_seed(seed, STEPS_MAX);
         return;
     }
     let (mut failed, mut attempts) = (0, 0);
     let seeds = number("DFLOW_SIM_SEEDS").unwrap_or(SEEDS);
     for seed in 0..seeds {
-        match std::panic::catch_unwind(|| run_seed(seed)) {
+        match std::panic::catch_unwind(|| run_seed(seed, STEPS_MAX)) {
             Ok(report) => {
                 failed += u64::from(report.result.is_err());
                 attempts += report.attempts;

@@ -1,16 +1,16 @@
 //! Attempts: when they may start, how they end, what comes after.
 
-use super::plan::{Keep, NONE, Over, Role};
+use super::plan::{Keep, Over, Role};
 use super::pool::Entry;
-use super::run::{Ask, Cx, Ending, Fate, Known, Phase, RUN, Run, flag};
+use super::run::{Ask, Cx, Fate, Known, Phase, RUN, Run, flag};
 use super::{Effect, Failure, Note, Outcome, RunError, StopReason};
-use crate::graph::{ErrorClass, OnFailure, Retry, Source, StartPolicy, Tolerate};
-use alloc::{format, string::ToString, vec::Vec};
+use crate::graph::{ErrorClass, OnFailure, Retry, StartPolicy, Tolerate};
+use alloc::{format, string::ToString};
 use dflow_proto::{InvocationId, Tick, limits::ATTEMPTS_MAX};
 
 impl Run {
     /// Whether the invocation may start now.
-    fn may_start(&self, step: u32, item: u32) -> bool {
+    pub(super) fn may_start(&self, step: u32, item: u32) -> bool {
         let state = &self.steps[step as usize];
         let plan = &self.plan.steps[step as usize];
         if state.fate != Fate::Runs || state.after > 0 || item >= state.items || self.ending.is_some() {
@@ -45,17 +45,10 @@ impl Run {
     }
 
     /// Whether some input is not complete.
-    fn is_early(&self, step: u32, item: u32) -> bool {
+    pub(super) fn is_early(&self, step: u32, item: u32) -> bool {
         let foreach = self.plan.steps[step as usize].over != Over::Nothing;
         let item = || self.steps[step as usize].invocations[item as usize].is(flag::ITEM_SEALED);
         !self.shared_complete(step) || (foreach && !item())
-    }
-
-    /// Whether the foreach item was left out of its list.
-    fn is_left_out(&self, step: u32, item: u32) -> bool {
-        let Over::Gather(p) = self.plan.steps[step as usize].over else { return false };
-        let of = &self.steps[self.plan.ports[p as usize].step as usize];
-        item < of.items && matches!(of.invocations[item as usize].phase, Phase::Failed | Phase::LeftOut)
     }
 
     /// Puts an invocation in line, takes it out again, or promotes it, as its inputs are now.
@@ -95,32 +88,7 @@ impl Run {
         }
     }
 
-    fn check_left_out(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
-        let out = self.is_left_out(step, item);
-        let state = &mut self.steps[step as usize];
-        let invocation = &mut state.invocations[item as usize];
-        match invocation.phase {
-            Phase::Waiting | Phase::Ready | Phase::Backoff if out => {
-                cx.pool.ready -= u32::from(invocation.phase == Phase::Ready);
-                invocation.phase = Phase::LeftOut;
-                state.ended += 1;
-                state.left += 1;
-                self.timer(InvocationId { step, item }, None, cx);
-                self.item_left(step, item, cx);
-                self.closing.push(Ask::Settled(step));
-            }
-            Phase::Running | Phase::Ended if out => self.roll_back(step, item, cx),
-            Phase::LeftOut if !out => {
-                invocation.phase = Phase::Waiting;
-                state.ended -= 1;
-                state.left -= 1;
-                self.item_left(step, item, cx);
-            }
-            _ => {}
-        }
-    }
-
-    fn enqueue(&mut self, step: u32, item: u32, early: bool, cx: &mut Cx<'_>) {
+    pub(super) fn enqueue(&mut self, step: u32, item: u32, early: bool, cx: &mut Cx<'_>) {
         self.tickets = self.tickets.wrapping_add(1);
         let plan = &self.plan.steps[step as usize];
         let entry = Entry {
@@ -277,7 +245,7 @@ impl Run {
     }
 
     /// An output that an attempt left unsealed though it claims success; lists are pinned here if need be.
-    fn missing_output(&mut self, id: InvocationId, cx: &mut Cx<'_>) -> Option<Failure> {
+    pub(super) fn missing_output(&mut self, id: InvocationId, cx: &mut Cx<'_>) -> Option<Failure> {
         let plan = self.plan.clone();
         for p in plan.ports_of(id.step) {
             let complete = match plan.ports[p as usize].keep {
@@ -308,7 +276,7 @@ impl Run {
         None
     }
 
-    fn ended_well(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
+    pub(super) fn ended_well(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
         let state = &mut self.steps[id.step as usize];
         state.invocations[id.item as usize].phase = Phase::Ended;
@@ -330,7 +298,7 @@ impl Run {
         self.closing.push(Ask::Settled(id.step));
     }
 
-    fn failed(&mut self, id: InvocationId, failure: Failure, cx: &mut Cx<'_>) {
+    pub(super) fn failed(&mut self, id: InvocationId, failure: Failure, cx: &mut Cx<'_>) {
         let graph = self.graph.clone();
         let step = &graph.steps[id.step as usize];
         let run = self.id.0;
@@ -358,7 +326,7 @@ impl Run {
     }
 
     /// No further attempt: a tolerated item is left out, else the step fails.
-    fn fail_for_good(&mut self, id: InvocationId, failure: Failure, cx: &mut Cx<'_>) {
+    pub(super) fn fail_for_good(&mut self, id: InvocationId, failure: Failure, cx: &mut Cx<'_>) {
         let graph = self.graph.clone();
         let step = &graph.steps[id.step as usize];
         let state = &mut self.steps[id.step as usize];
@@ -418,120 +386,6 @@ impl Run {
             }
             _ => {}
         }
-    }
-
-    /// The run fails: nothing starts any more, and what runs is stopped unless it may `finish`.
-    pub(super) fn end(&mut self, error: RunError, finish: bool, cx: &mut Cx<'_>) {
-        match &mut self.ending {
-            Some(ending) if ending.finish && !finish => ending.finish = false,
-            Some(_) => return,
-            None => self.ending = Some(Ending { error, finish, running: Vec::new() }),
-        }
-        let mut running = Vec::new();
-        for s in 0..self.steps.len() as u32 {
-            for item in 0..self.steps[s as usize].invocations.len() as u32 {
-                let id = InvocationId { step: s, item };
-                let invocation = &mut self.steps[s as usize].invocations[item as usize];
-                match invocation.phase {
-                    Phase::Ready => {
-                        invocation.phase = Phase::Waiting;
-                        cx.pool.ready -= 1;
-                    }
-                    Phase::Backoff => {
-                        invocation.phase = Phase::Waiting;
-                        self.timer(id, None, cx);
-                    }
-                    Phase::Running if finish => running.push(id),
-                    Phase::Running => self.stop(id, cx),
-                    _ => {}
-                }
-            }
-        }
-        if let Some(ending) = &mut self.ending {
-            ending.running = running;
-        }
-    }
-
-    fn stop(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
-        let run = self.id;
-        let Some(invocation) = self.invocation(id) else { return };
-        invocation.phase = Phase::Stopping;
-        if !invocation.is(flag::TIMED_OUT) {
-            let attempt = invocation.attempt;
-            cx.effects.push(Effect::Stop { run, invocation: id, attempt, why: StopReason::RunOver });
-        }
-    }
-
-    /// While a failed run lets its started invocations end: stops those that wait for what will never start.
-    pub(super) fn stop_starved(&mut self, cx: &mut Cx<'_>) {
-        let Some(ending) = &mut self.ending else { return };
-        if !ending.finish {
-            return;
-        }
-        let mut running = core::mem::take(&mut ending.running);
-        loop {
-            let before = running.len();
-            running.retain(|&id| {
-                let runs = self.invocation(id).is_some_and(|i| i.phase == Phase::Running);
-                if runs && self.is_starved(id) {
-                    self.stop(id, cx);
-                    return false;
-                }
-                runs
-            });
-            if running.len() == before {
-                break;
-            }
-        }
-        if let Some(ending) = &mut self.ending {
-            ending.running = running;
-        }
-    }
-
-    fn is_starved(&self, id: InvocationId) -> bool {
-        self.graph.steps[id.step as usize].inputs.iter().any(|input| match input.source {
-            Source::Item => match self.plan.steps[id.step as usize].over {
-                Over::Many(p) | Over::Gather(p) => {
-                    let sealed =
-                        self.steps[id.step as usize].invocations[id.item as usize].is(flag::ITEM_SEALED);
-                    !sealed && !self.is_running(self.plan.ports[p as usize].step, self.item_at(p, id.item).0)
-                }
-                Over::Nothing | Over::Json(_) => false,
-            },
-            _ => self.is_out_of_reach(&input.source),
-        })
-    }
-
-    fn is_running(&self, step: u32, item: u32) -> bool {
-        self.steps[step as usize].invocations.get(item as usize).is_some_and(|i| i.phase == Phase::Running)
-    }
-
-    /// Whether a source is incomplete and some of it is not being produced.
-    fn is_out_of_reach(&self, source: &Source) -> bool {
-        let Some(mut step) = source.step() else { return false };
-        let Some(mut p) = self.plan.source_port(source) else { return false };
-        while self.plan.steps[step as usize].function == NONE {
-            if self.steps[step as usize].fate == Fate::Skipped {
-                return false;
-            }
-            let Some(choice) = self.choice(step) else { return true };
-            let (Some(next), Some(q)) = (choice.step(), self.plan.source_port(choice)) else { return false };
-            (step, p) = (next, q);
-        }
-        let state = &self.steps[step as usize];
-        if state.fate == Fate::Skipped || self.ports[p as usize].complete {
-            return false;
-        }
-        let Keep::One(o) = self.plan.ports[p as usize].keep else { return !self.is_running(step, 0) };
-        let ones = self.plan.steps[step as usize].ones as usize;
-        let there = |item: u32| {
-            let object = &state.objects[item as usize * ones + o as usize];
-            let out = matches!(state.invocations[item as usize].phase, Phase::Failed | Phase::LeftOut);
-            (out && state.each.is_some())
-                || matches!(object.known, Known::Sealed | Known::Freed)
-                || self.is_running(step, item)
-        };
-        !state.pinned || !(0..state.items).all(there)
     }
 }
 

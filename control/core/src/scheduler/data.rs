@@ -1,10 +1,10 @@
 //! What exists: objects, lists, and who still holds them.
 
-use super::plan::{Keep, NONE, Over, Role};
-use super::run::{Ask, Cx, Fate, Known, Object, Phase, Run, flag};
-use super::{Effect, Put, StopReason};
-use crate::graph::{ErrorClass, Source};
-use alloc::{format, string::ToString, vec::Vec};
+use super::plan::{Keep, Role};
+use super::run::{Ask, Cx, Fate, Known, Object, Phase, Run};
+use super::{Effect, Put};
+use crate::graph::ErrorClass;
+use alloc::{format, string::ToString};
 use dflow_proto::InvocationId;
 
 impl Run {
@@ -42,7 +42,7 @@ impl Run {
         }
     }
 
-    fn too_many(&mut self, id: InvocationId, port: u16, have: u32, max: u32, cx: &mut Cx<'_>) {
+    pub(super) fn too_many(&mut self, id: InvocationId, port: u16, have: u32, max: u32, cx: &mut Cx<'_>) {
         let name = &self.graph.steps[id.step as usize].outputs[port as usize].name;
         let message =
             format!("output {name} has {have} items, at most {max} are allowed: raise its max_items");
@@ -50,7 +50,7 @@ impl Run {
     }
 
     /// The object in state, lists growing as needed.
-    fn object(&mut self, p: u32, item: u32, element: u32) -> &mut Object {
+    pub(super) fn object(&mut self, p: u32, item: u32, element: u32) -> &mut Object {
         let plan = &self.plan.ports[p as usize];
         if let Keep::RunInput(i) = plan.keep {
             return &mut self.inputs[i as usize];
@@ -72,7 +72,14 @@ impl Run {
         }
     }
 
-    fn put_object(&mut self, p: u32, id: InvocationId, element: u32, sealed: bool, cx: &mut Cx<'_>) {
+    pub(super) fn put_object(
+        &mut self,
+        p: u32,
+        id: InvocationId,
+        element: u32,
+        sealed: bool,
+        cx: &mut Cx<'_>,
+    ) {
         let object = self.object(p, id.item, element);
         let before = object.known;
         match (before, sealed) {
@@ -106,23 +113,6 @@ impl Run {
         // A reader of a whole list follows the producer's own index.
         if sealed && !list {
             self.relink(p, Some(id.item), cx);
-        }
-    }
-
-    /// Item `item` of port `p` exists or is sealed: tells the foreach instances made of it.
-    fn item_known(&mut self, p: u32, item: u32, sealed: bool, cx: &mut Cx<'_>) {
-        let plan = self.plan.clone();
-        for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
-            if self.steps[reader.step as usize].items <= item {
-                self.grow(reader.step, item + 1, cx);
-            }
-            let Some(instance) = self.invocation(InvocationId { step: reader.step, item }) else { continue };
-            instance.flags |= flag::ITEM | if sealed { flag::ITEM_SEALED } else { 0 };
-            let running = instance.phase == Phase::Running;
-            if running && sealed && matches!(plan.steps[reader.step as usize].over, Over::Many(_)) {
-                self.relink_item(reader.step, item, cx);
-            }
-            self.agenda.push(Ask::Ready(reader.step, item));
         }
     }
 
@@ -257,7 +247,7 @@ impl Run {
         }
     }
 
-    fn free_object(&mut self, p: u32, item: u32, element: u32, cx: &mut Cx<'_>) {
+    pub(super) fn free_object(&mut self, p: u32, item: u32, element: u32, cx: &mut Cx<'_>) {
         let port = self.ports[p as usize];
         let object = self.object(p, item, element);
         if object.known != Known::Sealed || port.holds > 0 || object.items_done < port.item_holds {
@@ -278,224 +268,6 @@ impl Run {
         port.holds = port.holds.saturating_sub(1);
         if port.holds == 0 {
             self.closing.push(Ask::Free(p));
-        }
-    }
-
-    /// A foreach instance is done with its item, or (`undo`) is not after all.
-    pub(super) fn drop_item(&mut self, step: u32, item: u32, undo: bool, cx: &mut Cx<'_>) {
-        let (Over::Many(p) | Over::Gather(p)) = self.plan.steps[step as usize].over else { return };
-        let Some(instance) = self.invocation(InvocationId { step, item }) else { return };
-        if instance.is(flag::ITEM_DROPPED) != undo {
-            return;
-        }
-        instance.flags ^= flag::ITEM_DROPPED;
-        let (owner, element) = self.item_at(p, item);
-        let object = self.object(p, owner, element);
-        object.items_done = if undo { object.items_done.saturating_sub(1) } else { object.items_done + 1 };
-        if !undo {
-            self.free_object(p, owner, element, cx);
-        }
-    }
-
-    /// (item of the producing invocation, index in its list) of a foreach item.
-    pub(super) fn item_at(&self, p: u32, item: u32) -> (u32, u32) {
-        if matches!(self.plan.ports[p as usize].keep, Keep::List(_)) { (0, item) } else { (item, 0) }
-    }
-
-    /// Withdraws all that an invocation has put: the objects go, and with them all that was built on them.
-    pub(super) fn withdraw(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
-        let plan = self.plan.clone();
-        for p in plan.ports_of(step) {
-            let mut seen = false;
-            let mut withdrawn = Vec::new();
-            match plan.ports[p as usize].keep {
-                Keep::List(l) => {
-                    let list = core::mem::take(&mut self.steps[step as usize].lists[l as usize]);
-                    seen = list.pinned || list.items.iter().any(|o| o.known != Known::Nothing);
-                    let sealed = list.items.iter().enumerate().filter(|(_, o)| o.known == Known::Sealed);
-                    withdrawn.extend(sealed.map(|(element, _)| element as u32));
-                    (self.ports[p as usize].exist, self.ports[p as usize].sealed) = (0, 0);
-                }
-                Keep::One(_) => {
-                    let object = *self.object(p, item, 0);
-                    seen = object.known != Known::Nothing;
-                    if seen {
-                        *self.object(p, item, 0) = Object::default();
-                    }
-                    if object.known == Known::Sealed {
-                        withdrawn.push(0);
-                    }
-                    self.ports[p as usize].exist -= u32::from(seen);
-                    self.ports[p as usize].sealed -= u32::from(seen && object.known != Known::Exists);
-                }
-                Keep::Alias | Keep::Unread | Keep::RunInput(_) => {}
-            }
-            if seen {
-                self.agenda.push(Ask::Port(p));
-                self.take_back(p, item, cx);
-            } else {
-                self.relink(p, Some(item), cx);
-            }
-            // After their readers have been told to stop.
-            for element in withdrawn {
-                cx.effects.push(Effect::Release(self.key(step, item, plan.ports[p as usize].port, element)));
-            }
-        }
-    }
-
-    /// What readers made of port `p` (of item `item` of its step) is void.
-    fn take_back(&mut self, p: u32, item: u32, cx: &mut Cx<'_>) {
-        let plan = self.plan.clone();
-        let list = matches!(plan.ports[p as usize].keep, Keep::List(_));
-        for reader in plan.readers(p) {
-            match reader.role {
-                Role::Input(_) => self.poison_all(reader.step, cx),
-                Role::Items if list => self.shrink(reader.step, cx),
-                Role::Items => {
-                    if let Some(instance) = self.invocation(InvocationId { step: reader.step, item }) {
-                        instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
-                        self.roll_back(reader.step, item, cx);
-                    }
-                }
-                Role::Case(case) if self.steps[reader.step as usize].chosen == u32::from(case) => {
-                    // As deep as switches are chained, which the graph's check bounds.
-                    self.take_back(plan.port(reader.step, 0), 0, cx);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Takes back every started invocation of the step.
-    pub(super) fn poison_all(&mut self, step: u32, cx: &mut Cx<'_>) {
-        for item in 0..self.steps[step as usize].items {
-            self.roll_back(step, item, cx);
-        }
-    }
-
-    /// Takes an invocation back to its start, since data it was started on is void.
-    pub(super) fn roll_back(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
-        let id = InvocationId { step, item };
-        let run = self.id;
-        let state = &mut self.steps[step as usize];
-        let Some(invocation) = state.invocations.get_mut(item as usize) else { return };
-        let before = invocation.phase;
-        match before {
-            Phase::Stopping => return,
-            // A deterministic function may have left outputs of an attempt before.
-            Phase::Waiting | Phase::Ready | Phase::Backoff if invocation.attempt > 0 => {
-                self.agenda.push(Ask::Withdraw(step, item));
-            }
-            Phase::Waiting | Phase::Ready | Phase::Backoff => {}
-            Phase::Running => {
-                invocation.phase = Phase::Stopping;
-                if !invocation.is(flag::TIMED_OUT) {
-                    let attempt = invocation.attempt;
-                    cx.effects.push(Effect::Stop { run, invocation: id, attempt, why: StopReason::Poisoned });
-                }
-                self.agenda.push(Ask::Withdraw(step, item));
-            }
-            Phase::Ended | Phase::Failed | Phase::LeftOut => {
-                invocation.phase = Phase::Waiting;
-                state.ended -= 1;
-                state.failed -= u32::from(before == Phase::Failed);
-                state.left -= u32::from(before != Phase::Ended);
-                if before == Phase::Ended {
-                    self.hold_again(step);
-                    self.agenda.push(Ask::Withdraw(step, item));
-                } else {
-                    self.item_left(step, item, cx);
-                }
-            }
-        }
-        self.agenda.push(Ask::Ready(step, item));
-    }
-
-    /// An item has been left out of the step's lists, or is in them again.
-    pub(super) fn item_left(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
-        let plan = self.plan.clone();
-        for p in plan.ports_of(step) {
-            self.agenda.push(Ask::Port(p));
-            self.relink_whole(p, cx);
-            for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
-                self.agenda.push(Ask::Ready(reader.step, item));
-            }
-        }
-    }
-
-    /// Takes up the holds again that an ended step had let go before it was settled.
-    fn hold_again(&mut self, step: u32) {
-        let dropped = core::mem::replace(&mut self.steps[step as usize].dropped, NONE);
-        if dropped != NONE {
-            let graph = self.graph.clone();
-            for input in graph.steps[step as usize].inputs.iter().filter(|i| i.source.step() == Some(dropped))
-            {
-                if let Some(p) = self.plan.source_port(&input.source) {
-                    self.ports[p as usize].holds += 1;
-                }
-            }
-        }
-    }
-
-    /// A retry of a deterministic function: what is sealed stays, and what was freed may be sealed again.
-    pub(super) fn keep_outputs(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
-        let plan = self.plan.clone();
-        let again = |object: &mut Object| {
-            object.repeatable = matches!(object.known, Known::Sealed | Known::Freed);
-        };
-        for p in plan.ports_of(step) {
-            match plan.ports[p as usize].keep {
-                Keep::One(_) => again(self.object(p, item, 0)),
-                Keep::List(l) => {
-                    let list = &mut self.steps[step as usize].lists[l as usize];
-                    list.items.iter_mut().for_each(again);
-                }
-                Keep::Alias | Keep::Unread | Keep::RunInput(_) => {}
-            }
-            self.relink(p, Some(item), cx);
-        }
-    }
-
-    /// Tells running readers of port `p` that something a table needs has changed. `item` is the
-    /// producing invocation's, for the foreach instance made of it.
-    pub(super) fn relink(&self, p: u32, item: Option<u32>, cx: &mut Cx<'_>) {
-        for reader in self.plan.readers(p) {
-            match reader.role {
-                Role::Input(input) => {
-                    for &i in &self.steps[reader.step as usize].running {
-                        let invocation = InvocationId { step: reader.step, item: i };
-                        if self.steps[reader.step as usize].invocations[i as usize].phase == Phase::Running {
-                            cx.effects.push(Effect::Relink { run: self.id, invocation, input });
-                        }
-                    }
-                }
-                Role::Case(case) if self.steps[reader.step as usize].chosen == u32::from(case) => {
-                    self.relink(self.plan.port(reader.step, 0), None, cx);
-                }
-                Role::Items => match (item, self.plan.steps[reader.step as usize].over) {
-                    (Some(item), Over::Gather(_)) => self.relink_item(reader.step, item, cx),
-                    _ => {
-                        // The list's producer itself has changed: each running instance reads from it.
-                        for &i in &self.steps[reader.step as usize].running {
-                            self.relink_item(reader.step, i, cx);
-                        }
-                    }
-                },
-                _ => {}
-            }
-        }
-    }
-
-    pub(super) fn relink_item(&self, step: u32, item: u32, cx: &mut Cx<'_>) {
-        let running = |i: &super::run::Invocation| i.phase == Phase::Running;
-        if !self.steps[step as usize].invocations.get(item as usize).is_some_and(running) {
-            return;
-        }
-        for (input, port) in self.graph.steps[step as usize].inputs.iter().enumerate() {
-            if port.source == Source::Item {
-                let invocation = InvocationId { step, item };
-                cx.effects.push(Effect::Relink { run: self.id, invocation, input: input as u16 });
-            }
         }
     }
 }

@@ -59,10 +59,14 @@
 mod attempts;
 mod data;
 mod effect;
+mod ending;
 mod event;
+mod foreach;
 mod plan;
 mod pool;
+mod relink;
 mod resolve;
+mod rollback;
 mod run;
 mod steps;
 
@@ -74,7 +78,7 @@ use alloc::{boxed::Box, collections::BTreeMap, collections::BTreeSet, format, sy
 use dflow_proto::{InvocationId, ObjectKey, RunId, Tick};
 use plan::Plan;
 use pool::Pool;
-use run::{Cx, Fate, Known, RUN, Run, Timer};
+use run::{Cx, Fate, RUN, Run, Timer};
 
 /// What a node offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,20 +313,6 @@ impl Scheduler {
             }
         }
         self.pool.prune();
-    }
-}
-
-impl Run {
-    /// Releases all that the run still has in the store.
-    fn release_all(&mut self, cx: &mut Cx<'_>) {
-        for p in 0..self.ports.len() as u32 {
-            self.ports[p as usize].holds = 0;
-            self.ports[p as usize].item_holds = 0;
-            if self.plan.ports[p as usize].keep != plan::Keep::Alias {
-                self.free(p, cx);
-            }
-        }
-        debug_assert!(self.inputs.iter().all(|input| input.known == Known::Freed));
     }
 }
 

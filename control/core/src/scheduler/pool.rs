@@ -29,7 +29,7 @@
 //! by arrows. Repeat the argument with g. The functions visited are distinct, since f, g, … lie on no
 //! cycle as long as their workers are all held by early ones, and there are finitely many: the walk ends
 //! at an invocation that runs or can start. What waits for nobody ends by itself, by its timeout or by
-//! the run's deadline. ∎ (`tests/oracle.rs` tries the claim on random graphs with one to three slots.)
+//! the run's deadline. ∎ (`hwtests/tests/oracle.rs` tries the claim on random graphs with one to three slots.)
 
 use super::plan::Plan;
 use super::{Capacity, Load};

@@ -1,10 +1,10 @@
 //! What becomes of steps: certain to run, skipped, wider, settled.
 
-use super::plan::{Keep, NONE, Over, Role, because};
-use super::run::{Ask, Cx, Fate, Invocation, Object, Phase, Run, flag};
+use super::plan::{NONE, Over, Role, because};
+use super::run::{Ask, Cx, Fate, Phase, Run, flag};
 use super::{Effect, Failure, Note, RunError};
-use crate::graph::{ErrorClass, Foreach, OnFailure, Source, StartPolicy, StepKind, Tolerate};
-use alloc::{format, string::String, string::ToString};
+use crate::graph::{ErrorClass, OnFailure, Source, StartPolicy, StepKind};
+use alloc::{string::String, string::ToString};
 use dflow_proto::InvocationId;
 
 impl Run {
@@ -110,7 +110,7 @@ impl Run {
     }
 
     /// Lets go of what a decision read, and of the branches that a switch did not choose.
-    fn drop_decision_holds(&mut self, step: u32, _cx: &mut Cx<'_>) {
+    pub(super) fn drop_decision_holds(&mut self, step: u32, _cx: &mut Cx<'_>) {
         self.steps[step as usize].decided = true;
         let graph = self.graph.clone();
         let chosen = self.steps[step as usize].chosen;
@@ -126,195 +126,6 @@ impl Run {
                 .enumerate()
                 .filter(|(i, _)| *i as u32 != chosen)
                 .for_each(|(_, case)| drop(&case.value));
-        }
-    }
-
-    /// Asks the driver for the length of the JSON list once it is final.
-    fn measure(&mut self, step: u32, cx: &mut Cx<'_>) {
-        let Over::Json(of) = self.plan.steps[step as usize].over else { return };
-        let settled = of == NONE || self.steps[of as usize].resolved;
-        let state = &mut self.steps[step as usize];
-        if settled && state.fate == Fate::Runs && !state.measured && self.ending.is_none() {
-            state.measured = true;
-            cx.effects.push(Effect::MeasureList { run: self.id, step });
-        }
-    }
-
-    /// The driver's answer.
-    pub(super) fn list_length(&mut self, step: u32, result: Result<u32, String>, cx: &mut Cx<'_>) {
-        let Some(state) = self.steps.get(step as usize) else { return };
-        if !state.measured || state.pinned || state.fate != Fate::Runs {
-            return;
-        }
-        match result {
-            Ok(items) => {
-                self.agenda.push(Ask::Pin(step));
-                self.agenda.push(Ask::Grow(step, items));
-            }
-            Err(message) => {
-                self.fail_step(step, None, ErrorClass::Error("NotAList".to_string()), message, cx)
-            }
-        }
-    }
-
-    /// The foreach step has at least `items` items.
-    pub(super) fn grow(&mut self, step: u32, items: u32, cx: &mut Cx<'_>) {
-        let plan = self.plan.clone();
-        let own = &plan.steps[step as usize];
-        let state = &mut self.steps[step as usize];
-        if items <= state.items || state.fate == Fate::Skipped || state.pinned {
-            return;
-        }
-        if items > own.items_max {
-            let message = format!(
-                "its list has {items} items or more, at most {} are allowed: raise max_items",
-                own.items_max
-            );
-            if let Some(each) = &mut state.each {
-                each.overflow = true;
-            }
-            let class = ErrorClass::Error("TooManyItems".to_string());
-            return self.fail_on_data(step, None, Failure { class, message }, cx);
-        }
-        let from = core::mem::replace(&mut state.items, items);
-        if state.invocations.len() < items as usize {
-            state.invocations.resize_with(items as usize, || Invocation::NEW);
-            state.objects.resize(items as usize * own.ones as usize, Object::default());
-        }
-        for item in from..items {
-            self.inherit_item(step, item);
-            self.agenda.push(Ask::Ready(step, item));
-        }
-        self.note(Note::Expanded { step, items, pinned: false }, cx);
-        self.tell_width(step, Some(items), cx);
-    }
-
-    /// What is already known of a new instance's item.
-    fn inherit_item(&mut self, step: u32, item: u32) {
-        use super::run::Known;
-        let over = self.plan.steps[step as usize].over;
-        let mut flags = match over {
-            Over::Json(_) => flag::ITEM | flag::ITEM_SEALED,
-            _ => 0,
-        };
-        if let Over::Many(p) | Over::Gather(p) = over {
-            let plan = &self.plan.ports[p as usize];
-            let of = &self.steps[plan.step as usize];
-            let object = match plan.keep {
-                Keep::List(l) => of.lists[l as usize].items.get(item as usize),
-                Keep::One(o) => of
-                    .objects
-                    .get(item as usize * self.plan.steps[plan.step as usize].ones as usize + o as usize),
-                _ => None,
-            };
-            match object.map(|o| o.known) {
-                None | Some(Known::Nothing) => {}
-                Some(Known::Exists) => flags |= flag::ITEM,
-                Some(_) => flags |= flag::ITEM | flag::ITEM_SEALED,
-            }
-        }
-        let instance = &mut self.steps[step as usize].invocations[item as usize];
-        instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
-        instance.flags |= flags;
-    }
-
-    /// Readers of the step's ports learn of its width, or (`None`) that it is pinned.
-    fn tell_width(&mut self, step: u32, items: Option<u32>, cx: &mut Cx<'_>) {
-        let plan = self.plan.clone();
-        for p in plan.ports_of(step) {
-            self.agenda.push(Ask::Port(p));
-            for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
-                self.agenda.push(match items {
-                    Some(items) => Ask::Grow(reader.step, items),
-                    None => Ask::Pin(reader.step),
-                });
-            }
-            self.relink_whole(p, cx);
-        }
-    }
-
-    /// Relinks the readers of a whole list.
-    pub(super) fn relink_whole(&self, p: u32, cx: &mut Cx<'_>) {
-        if self.plan.readers(p).iter().any(|r| r.role != Role::Items) {
-            self.relink(p, Some(NONE), cx);
-        }
-    }
-
-    /// No more items will come.
-    pub(super) fn pin(&mut self, step: u32, cx: &mut Cx<'_>) {
-        let state = &mut self.steps[step as usize];
-        if state.pinned
-            || state.fate == Fate::Skipped
-            || state.each.as_ref().is_some_and(|each| each.overflow)
-        {
-            return;
-        }
-        state.pinned = true;
-        let items = state.items;
-        self.note(Note::Expanded { step, items, pinned: true }, cx);
-        self.tell_width(step, None, cx);
-        self.closing.push(Ask::Settled(step));
-        self.judge(step, cx);
-    }
-
-    /// The list was withdrawn: its instances vanish, to come again with a new one.
-    pub(super) fn shrink(&mut self, step: u32, cx: &mut Cx<'_>) {
-        let plan = self.plan.clone();
-        for item in 0..self.steps[step as usize].items {
-            let instance = &mut self.steps[step as usize].invocations[item as usize];
-            instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
-            if instance.phase == Phase::Backoff {
-                instance.phase = Phase::Waiting;
-                self.timer(InvocationId { step, item }, None, cx);
-            }
-            self.roll_back(step, item, cx);
-        }
-        let state = &mut self.steps[step as usize];
-        state.items = 0;
-        let seen = core::mem::replace(&mut state.pinned, false);
-        if let Some(each) = &mut state.each {
-            (each.failure, each.overflow) = (None, false);
-        }
-        for p in plan.ports_of(step) {
-            self.agenda.push(Ask::Port(p));
-            for reader in plan.readers(p) {
-                match reader.role {
-                    Role::Items => self.agenda.push(Ask::Shrink(reader.step)),
-                    // They have seen a length that holds no more.
-                    Role::Input(_) if seen => self.poison_all(reader.step, cx),
-                    _ => {}
-                }
-            }
-            self.relink_whole(p, cx);
-        }
-    }
-
-    /// Whether more of the step has failed than it tolerates.
-    pub(super) fn has_failed(&self, step: u32) -> bool {
-        let state = &self.steps[step as usize];
-        let (Some(each), Some(Foreach { tolerate, .. })) =
-            (&state.each, &self.graph.steps[step as usize].foreach)
-        else {
-            return state.failed > 0;
-        };
-        each.overflow
-            || match *tolerate {
-                Tolerate::Count(most) => state.failed > most,
-                Tolerate::Percent(share) => {
-                    state.pinned && u64::from(state.failed) * 100 > u64::from(share) * u64::from(state.items)
-                }
-            }
-    }
-
-    /// Fails a foreach step if it has more failed items than it tolerates.
-    pub(super) fn judge(&mut self, step: u32, cx: &mut Cx<'_>) {
-        if !self.has_failed(step) {
-            return;
-        }
-        let each = self.steps[step as usize].each.as_ref();
-        if let Some((item, attempt, failure)) = each.and_then(|each| each.failure.clone()) {
-            let failed = (InvocationId { step, item }, attempt);
-            self.fail_on_data(step, Some(failed), failure, cx);
         }
     }
 
@@ -420,7 +231,7 @@ impl Run {
         }
     }
 
-    fn timer_unless_running(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
+    pub(super) fn timer_unless_running(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
         if let Some(invocation) = self.invocation(id)
             && invocation.phase == Phase::Backoff
         {
@@ -466,7 +277,7 @@ impl Run {
     }
 
     /// Drops all that the step still holds. A switch holds what it chose for its own readers.
-    fn let_go(&mut self, step: u32, skipped: bool, cx: &mut Cx<'_>) {
+    pub(super) fn let_go(&mut self, step: u32, skipped: bool, cx: &mut Cx<'_>) {
         let graph = self.graph.clone();
         let dropped = self.steps[step as usize].dropped;
         for input in &graph.steps[step as usize].inputs {
@@ -534,9 +345,10 @@ impl Run {
     /// could make it run again: they would be put anew then. Without this a pipeline would keep every
     /// item until its head has ended.
     pub(super) fn drop_early(&mut self, step: u32, cx: &mut Cx<'_>) {
-        let plan = self.plan.clone();
-        let own = &plan.steps[step as usize];
         let state = &self.steps[step as usize];
+        if state.ended == 0 {
+            return;
+        }
         if state.each.is_some() {
             if self.may_drop_items(step) {
                 for item in 0..self.steps[step as usize].items {
@@ -547,9 +359,10 @@ impl Run {
             }
             return;
         }
-        if state.unsettled != 1 || state.ended == 0 || state.dropped != NONE || own.function == NONE {
+        if state.unsettled != 1 || state.dropped != NONE {
             return;
         }
+        let plan = self.plan.clone();
         let graph = self.graph.clone();
         let inputs = &graph.steps[step as usize].inputs;
         let sources = || inputs.iter().filter_map(|input| input.source.step());
