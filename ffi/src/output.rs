@@ -10,6 +10,7 @@ use crate::input::unknown;
 use crate::invocation::Invocation;
 use crate::memory::{Memory, Slab};
 use crate::node::{Node, Urgency};
+use crate::process;
 use crate::segments::lock;
 use dflow_proto::ids::Extent;
 use dflow_proto::limits::{ALLOTMENT_BYTES_MAX, PAGE_BYTES};
@@ -452,7 +453,10 @@ impl Invocation {
             self.node.segments.cut(extent)?;
         }
         match writer {
-            Writer::Function => page.seal(place, extent, || self.node.segments.close(granted))?,
+            Writer::Function => {
+                let alone = process::has_one_thread();
+                page.seal(place, extent, alone, || self.node.segments.close(granted))?;
+            }
             Writer::Copy => {
                 page.put(place, extent);
                 if open.granted {

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// User and system time in microseconds of `who` (`RUSAGE_SELF` or `RUSAGE_CHILDREN`).
 pub(crate) fn rusage_us(who: i32) -> u64 {
@@ -15,6 +17,19 @@ pub(crate) fn rusage_us(who: i32) -> u64 {
 fn time_us(usage: &libc::rusage) -> u64 {
     let us = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
     us(usage.ru_utime) + us(usage.ru_stime)
+}
+
+/// Whether this process has no thread but the caller. False where the C library does not tell.
+pub(crate) fn has_one_thread() -> bool {
+    static FLAG: OnceLock<Option<&'static AtomicU8>> = OnceLock::new();
+    let flag = FLAG.get_or_init(|| {
+        // SAFETY: dlsym reads a C string.
+        let flag = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
+        // SAFETY: glibc's flag is one byte that lives as long as the process. glibc clears it before a
+        // second thread begins, from the only thread there is, so that thread sees it cleared.
+        unsafe { flag.cast::<AtomicU8>().as_ref() }
+    });
+    flag.is_some_and(|flag| flag.load(Ordering::Relaxed) != 0)
 }
 
 /// A child that has ended.
@@ -148,4 +163,16 @@ pub(crate) fn crash() -> ! {
         libc::kill(libc::getpid(), libc::SIGSEGV);
     }
     std::process::abort()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_thread_is_noticed() {
+        // The test runner has threads of its own.
+        let seen = std::thread::spawn(has_one_thread).join().expect("no panic");
+        assert!(!seen);
+    }
 }

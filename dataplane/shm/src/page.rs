@@ -6,9 +6,10 @@
 //! the worker can no longer speak for it ([`PageNode::poke`]).
 //!
 //! Readers sleep on the page's `seq`, which moves with every change, so that a hand-over is one
-//! wake, from the producer straight to the reader. At a seal the wake overlaps the withdrawal of
-//! the producer's mapping: the slot goes to `Sealing`, readers are woken, the pages are withdrawn,
-//! and the slot goes to `Sealed`, most often before the reader is back on its processor.
+//! wake, from the producer straight to the reader. A seal does not keep readers waiting for the
+//! withdrawal of the producer's mapping: if the producer has one thread, that cannot write while it
+//! seals; else the slot goes to `Sealing`, readers are woken, the pages are withdrawn, and the slot
+//! goes to `Sealed`, most often before the reader is back on its processor.
 
 use crate::chain::{self, ChainWriter};
 use crate::segment::{Map, Maps, OutOfBounds, Part, PartMut};
@@ -307,25 +308,31 @@ impl PageWriter {
         self.part.bump_and_wake(AT_SEQ);
     }
 
-    /// Seals an open object: wakes the readers, calls `withdraw` (which takes the function's
-    /// mapping away) while they wake up, and then lets them in.
+    /// Seals an open object, whose writable mapping `withdraw` takes away.
+    ///
+    /// If nobody but the caller could write to it meanwhile (`alone`: the process has one thread, and
+    /// that is in here until the mapping is gone), readers are let in at once, and the hand-over costs
+    /// the same for a gigabyte as for a page. Else they are woken, the mapping is withdrawn while they
+    /// come, and then they are let in.
     pub fn seal<E>(
         &self,
         place: Place,
         extent: Extent,
+        alone: bool,
         withdraw: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
         let (part, at) = self.locate(place);
-        store_object(part, at, extent, extent.bytes, SlotState::Sealing);
+        let state = if alone { SlotState::Sealed } else { SlotState::Sealing };
+        store_object(part, at, extent, extent.bytes, state);
         self.publish(place);
         self.part.bump_and_wake(AT_SEQ);
         let result = withdraw();
-        if result.is_ok() {
+        if !alone && result.is_ok() {
             part.word(at + STATE).store(SlotState::Sealed as u32, Ordering::Release);
+            // Readers that came back meanwhile spin for a moment before they sleep again; this wake is
+            // for those whose patience ended, and a cheap system call if there are none.
+            self.part.bump_and_wake(AT_SEQ);
         }
-        // Readers that came back meanwhile spin for a moment before they sleep again; the second
-        // wake is for those whose patience ended, and a cheap system call if there are none.
-        self.part.bump_and_wake(AT_SEQ);
         result
     }
 
@@ -395,13 +402,15 @@ mod tests {
         let view = reader.object(1).expect("a page");
         assert_eq!((view.state, view.watermark, view.extent.bytes), (SlotState::Open, 100, 8192));
         let mut seen = None;
-        writer
-            .seal(place, at(16384, 5000), || {
-                seen = reader.object(1).map(|view| view.state);
-                Ok::<(), ()>(())
-            })
-            .expect("withdraws");
-        assert_eq!(seen, Some(SlotState::Sealing));
+        for (alone, state) in [(false, SlotState::Sealing), (true, SlotState::Sealed)] {
+            writer
+                .seal(place, at(16384, 5000), alone, || {
+                    seen = reader.object(1).map(|view| view.state);
+                    Ok::<(), ()>(())
+                })
+                .expect("withdraws");
+            assert_eq!(seen, Some(state));
+        }
         let view = reader.object(1).expect("a page");
         assert_eq!((view.state, view.watermark, view.extent), (SlotState::Sealed, 5000, at(16384, 5000)));
         node.poke(SlotState::Failed);

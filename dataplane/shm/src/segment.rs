@@ -182,7 +182,11 @@ impl Segment {
 
     /// Maps it for a worker: nothing can be read or written through it until [`Window::open`].
     pub fn window(&self) -> Result<Window, SegmentError> {
-        Ok(Window { map: Map::new(self, libc::PROT_NONE, true)? })
+        let map = Map::new(self, libc::PROT_NONE, true)?;
+        // A child of the function must not keep a writable view that is withdrawn here only.
+        // SAFETY: the range is the fresh mapping; MADV_DONTFORK changes no contents.
+        unsafe { libc::madvise(map.base.as_ptr().cast(), map.bytes, libc::MADV_DONTFORK) };
+        Ok(Window { map })
     }
 
     /// Cuts the file to `bytes`, for the writer of a dedicated segment before it publishes the object.

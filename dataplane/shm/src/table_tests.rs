@@ -82,7 +82,7 @@ fn an_entry_leads_to_the_page_and_back() {
     let growing = Found::Growing { extent: at(16384, 1000), watermark: 10 };
     assert_eq!(ready(bench.object(Want::Bytes(10))), Some(growing));
     assert_eq!(ready(bench.object(Want::Bytes(11))), None);
-    page.seal(place, at(16384, 20), || Ok::<(), ()>(())).expect("seals");
+    page.seal(place, at(16384, 20), true, || Ok::<(), ()>(())).expect("seals");
     assert_eq!(ready(bench.object(Want::Bytes(500))), Some(Found::Sealed(at(16384, 20))));
     // The invocation ends: the node knows the object itself, and then the page may go.
     bench.writer.set(0, Entry::Sealed(at(16384, 20)));
