@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -103,7 +104,8 @@ impl Scene {
     /// Starts `dflow` with these arguments.
     pub fn start(&self, args: &[&str]) -> Going {
         let mut command = self.dflow(args);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own, as a shell gives it: signals can go to all of it.
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         Going { child: command.spawn().expect("dflow starts") }
     }
 
@@ -191,7 +193,13 @@ impl Ended {
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let head = &self.stdout[..self.stdout.len().min(1000)];
-        write!(f, "exit code {}\nstderr:\n{}\nstdout:\n{}", self.code, self.stderr, String::from_utf8_lossy(head))
+        write!(
+            f,
+            "exit code {}\nstderr:\n{}\nstdout:\n{}",
+            self.code,
+            self.stderr,
+            String::from_utf8_lossy(head)
+        )
     }
 }
 

@@ -31,7 +31,9 @@ impl Live {
         let row = || {
             let bar = ProgressBar::new_spinner();
             // The template is a constant of ours; only its own syntax could be wrong.
-            bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.set_style(
+                ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()),
+            );
             multi.add(bar)
         };
         let rows = (0..view.steps.len().min(ROWS_MAX)).map(|_| row()).collect();

@@ -27,7 +27,10 @@ pub(super) fn prepare(dir: &Path) -> Result<(), WriteError> {
 }
 
 /// One file per object: `DIR/NAME`, and `DIR/NAME/000000` and on for a list. Returns what was written.
-pub(super) fn write_dir(dir: &Path, outputs: &[(String, OutputValue)]) -> Result<Vec<(PathBuf, u64)>, WriteError> {
+pub(super) fn write_dir(
+    dir: &Path,
+    outputs: &[(String, OutputValue)],
+) -> Result<Vec<(PathBuf, u64)>, WriteError> {
     let mut written = Vec::new();
     let mut put = |path: PathBuf, object: &ObjectView| {
         fs::write(&path, &object[..]).map_err(|source| WriteError { path: path.clone(), source })?;

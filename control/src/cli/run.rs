@@ -217,7 +217,9 @@ fn deliver(outputs: &[(String, OutputValue)], sink: &Sink, quiet: bool, elapsed:
     if let Some(dir) = &sink.dir {
         match results::write_dir(dir, outputs) {
             Ok(files) if !quiet && !sink.json => {
-                files.iter().for_each(|(path, bytes)| eprintln!("wrote {} ({})", path.display(), bytes_text(*bytes)));
+                files
+                    .iter()
+                    .for_each(|(path, bytes)| eprintln!("wrote {} ({})", path.display(), bytes_text(*bytes)));
             }
             Ok(_) => {}
             Err(error) => {
@@ -235,7 +237,11 @@ fn deliver(outputs: &[(String, OutputValue)], sink: &Sink, quiet: bool, elapsed:
 }
 
 /// One JSON document on stdout: result, steps, times.
-fn print_summary(handle: &RunHandle, result: &Result<Vec<(String, OutputValue)>, RunFailure>, elapsed: Duration) {
+fn print_summary(
+    handle: &RunHandle,
+    result: &Result<Vec<(String, OutputValue)>, RunFailure>,
+    elapsed: Duration,
+) {
     let view = handle.watch().view();
     let step = |s: &crate::node::StepView| {
         let start_us = s.first_start.map(|t| t.since_us(view.submitted));

@@ -75,7 +75,8 @@ impl Libexec {
     /// Looks in `DFLOW_LIBEXEC`, beside this executable, in `../lib/dflow`, and (for a build tree)
     /// in the workspace's `ffi/python`.
     pub fn find() -> Self {
-        let mut roots: Vec<PathBuf> = std::env::var_os("DFLOW_LIBEXEC").map(PathBuf::from).into_iter().collect();
+        let mut roots: Vec<PathBuf> =
+            std::env::var_os("DFLOW_LIBEXEC").map(PathBuf::from).into_iter().collect();
         if let Some(dir) = std::env::current_exe().ok().and_then(|e| e.parent().map(Path::to_path_buf)) {
             roots.push(dir.clone());
             // Test binaries and examples lie one folder deeper than what cargo builds beside them.
@@ -87,7 +88,11 @@ impl Libexec {
         };
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ffi/python");
         let python = roots.iter().map(|r| r.join("python")).find(|p| p.join("dflow").is_dir());
-        Libexec { zygote: pick("dflow-zygote"), libdflow: pick("libdflow.so"), python: python.unwrap_or(source) }
+        Libexec {
+            zygote: pick("dflow-zygote"),
+            libdflow: pick("libdflow.so"),
+            python: python.unwrap_or(source),
+        }
     }
 
     /// The first file that is missing, for an error that names it.

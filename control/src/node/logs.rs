@@ -114,7 +114,8 @@ impl Logs {
         let logs = Logs(Arc::new(Drain { epoll, pipes: Mutex::default(), lines: LogLines::default() }));
         let drain = Arc::downgrade(&logs.0);
         std::thread::Builder::new().name("dflow-logs".into()).spawn(move || {
-            let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+            let mut events =
+                [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
             while let Some(drain) = drain.upgrade() {
                 let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
                 // The handle is given up while asleep would be ideal; a fifth of a second bounds how

@@ -65,7 +65,9 @@ impl Spiller {
         let store = self.store();
         self.run(async move {
             let result = match store {
-                Ok(store) => store.put(&path(object), PutPayload::from(bytes)).await.map(drop).map_err(disk_error),
+                Ok(store) => {
+                    store.put(&path(object), PutPayload::from(bytes)).await.map(drop).map_err(disk_error)
+                }
                 Err(error) => Err(error),
             };
             Done::Saved(object, result)

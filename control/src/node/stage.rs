@@ -34,8 +34,12 @@ pub(super) fn stage(requests: &Requests, spec: &RunSpec) -> Result<Staged, Submi
     let run = run.recv().map_err(|_| SubmitError::NodeGone)?;
     let files = spec.workflow.inputs.iter().map(|i| i.file);
     let names = spec.workflow.inputs.iter().map(|i| i.name.as_str());
-    let written: Result<Vec<_>, _> =
-        data.into_iter().zip(files).zip(names).map(|((data, file), name)| write(requests, run, name, &data, file)).collect();
+    let written: Result<Vec<_>, _> = data
+        .into_iter()
+        .zip(files)
+        .zip(names)
+        .map(|((data, file), name)| write(requests, run, name, &data, file))
+        .collect();
     match written {
         Ok(inputs) => Ok(Staged { run, inputs }),
         Err(error) => {
@@ -52,12 +56,19 @@ fn check(spec: &RunSpec) -> Result<Vec<InputData>, SubmitError> {
             spec.workflow.input_bytes(name, None)?;
         }
     }
-    let value = |name: &str| spec.inputs.iter().rev().find(|(n, _)| n == name).map(|(_, given)| given.as_arg());
+    let value =
+        |name: &str| spec.inputs.iter().rev().find(|(n, _)| n == name).map(|(_, given)| given.as_arg());
     let inputs = spec.workflow.inputs.iter();
     inputs.map(|i| Ok(spec.workflow.input_bytes(&i.name, value(&i.name))?)).collect()
 }
 
-fn write(requests: &Requests, run: RunId, name: &str, data: &InputData, file: bool) -> Result<Extent, SubmitError> {
+fn write(
+    requests: &Requests,
+    run: RunId,
+    name: &str,
+    data: &InputData,
+    file: bool,
+) -> Result<Extent, SubmitError> {
     let bytes = match data {
         InputData::Bytes(bytes) => bytes.len() as u64,
         InputData::File { bytes, .. } => *bytes,
@@ -84,7 +95,10 @@ fn read_into(part: &PartMut, bytes: u64, path: &Path) -> io::Result<()> {
         let want = piece.len().min(bytes as usize - at);
         let got = file.read(&mut piece[..want])?;
         if got == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was read"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file became shorter while it was read",
+            ));
         }
         part.copy_in(at, &piece[..got]);
         at += got;

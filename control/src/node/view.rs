@@ -129,7 +129,8 @@ pub struct Watch {
 impl Watch {
     /// A view of a run that has just been submitted.
     pub fn new(run: RunId, graph: &Graph, now: Tick) -> Self {
-        let steps = graph.steps.iter().map(|s| StepView { name: s.name.clone(), ..StepView::default() }).collect();
+        let steps =
+            graph.steps.iter().map(|s| StepView { name: s.name.clone(), ..StepView::default() }).collect();
         let view = RunView { steps, submitted: now, ended: None };
         Watch { run, state: Arc::new(Mutex::new((view, Journal::default()))) }
     }

@@ -73,7 +73,8 @@ fn tree_private_bytes(pid: u32) -> u64 {
         let pid = queue[next];
         next += 1;
         total += private_bytes(pid).unwrap_or(0);
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         queue.extend(children.split_whitespace().filter_map(|c| c.parse::<u32>().ok()));
     }
     total
@@ -99,6 +100,9 @@ mod tests {
         dog.watch(WorkerId(1), std::process::id(), 1 << 40);
         dog.watch(WorkerId(2), std::process::id(), 4096);
         assert_eq!(rx.recv_timeout(Duration::from_secs(5)), Ok((WorkerId(2), true)));
-        assert!(rx.recv_timeout(3 * PERIOD).is_err(), "the generous one must not be reported, nor the other twice");
+        assert!(
+            rx.recv_timeout(3 * PERIOD).is_err(),
+            "the generous one must not be reported, nor the other twice"
+        );
     }
 }

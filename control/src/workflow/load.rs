@@ -56,11 +56,9 @@ pub fn load(path: &Path) -> Result<Workflow, Report> {
             return Err(unreadable(&name, Code::Syntax, message, vec![help]));
         }
     };
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    parse(&text, &name, dir)
+    // Absolute, since programs run in directories of their own.
+    let path = std::path::absolute(path).map_err(io)?;
+    parse(&text, &name, path.parent().unwrap_or(Path::new("/")))
 }
 
 /// Checks the text of a workflow file. `file` is its name in messages, `dir` the directory that

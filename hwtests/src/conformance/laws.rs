@@ -1,9 +1,7 @@
 //! What holds between peers that keep to the protocol.
 
 use super::{Bed, ROOM, World, assert_bytes, assert_read};
-use dflow_dataplane::transport::{
-    Broken, Config, Epoch, NodeId, Op, OpError, RefusedWhy, Secret, Transport,
-};
+use dflow_dataplane::transport::{Broken, Config, Epoch, NodeId, Op, OpError, RefusedWhy, Secret, Transport};
 use dflow_proto::wire::ErrorCode;
 use dflow_proto::wire::handshake::{HandshakeError, Refusal};
 use std::time::Duration;
@@ -122,7 +120,7 @@ pub fn regions_are_checked<W: World>(world: W) {
     let mut bed = Bed::new(world, 2, defaults);
     let connection = bed.connect(0, 1);
     let region = bed.region(1);
-    let mut ask = |bed: &mut Bed<W>, region, offset, bytes| {
+    let ask = |bed: &mut Bed<W>, region, offset, bytes| {
         bed.nodes[0].read(connection, region, offset, 0, bytes);
         bed.settle(0).remove(0).result
     };
@@ -159,7 +157,7 @@ pub fn strangers_are_refused<W: World>(world: W) {
         Broken::Handshake(HandshakeError::Refused(refusal)) => refusal,
         other => panic!("{other}"),
     };
-    let mut stranger = |bed: &mut Bed<W>, adjust: &dyn Fn(&mut Config)| {
+    let stranger = |bed: &mut Bed<W>, adjust: &dyn Fn(&mut Config)| {
         let mut config = bed.config(3);
         adjust(&mut config);
         let index = bed.add(config);

@@ -103,7 +103,14 @@ impl<T: Transport> Node<T> {
     }
 
     /// Reads `bytes` at `offset` of `region` into `at` of the room.
-    pub fn read(&mut self, connection: ConnectionId, region: Region, offset: u64, at: u64, bytes: u64) -> OpId {
+    pub fn read(
+        &mut self,
+        connection: ConnectionId,
+        region: Region,
+        offset: u64,
+        at: u64,
+        bytes: u64,
+    ) -> OpId {
         let (into, deadline) = (self.room(at, bytes), self.in_ms(PATIENCE_MS));
         self.submit(Op::Read { connection, region, offset, into, deadline, tag: offset })
     }
@@ -257,14 +264,19 @@ impl<W: World> Bed<W> {
         let witness = usize::from(frozen == 0);
         let give_up = self.nodes[witness].in_ms(PATIENCE_MS);
         while !done(self) {
-            let mut found = false;
-            for index in (0..self.nodes.len()).filter(|index| *index != frozen) {
-                found |= self.nodes[index].poll(Duration::ZERO);
-            }
-            if !found {
-                self.nodes[witness].poll(Duration::from_micros(100));
-            }
+            self.step(frozen);
             assert!(self.nodes[witness].transport.now() < give_up, "did not happen: {what}");
+        }
+    }
+
+    /// Polls each node but `frozen` once, and sleeps a little if there was nothing to do.
+    fn step(&mut self, frozen: usize) {
+        let mut found = false;
+        for index in (0..self.nodes.len()).filter(|index| *index != frozen) {
+            found |= self.nodes[index].poll(Duration::ZERO);
+        }
+        if !found {
+            self.nodes[usize::from(frozen == 0)].poll(Duration::from_micros(100));
         }
     }
 
@@ -292,7 +304,12 @@ impl<W: World> Bed<W> {
     }
 
     /// Tries to connect; answers why it failed.
-    pub fn fail_to_connect(&mut self, from: usize, address: SocketAddr, ms: u64) -> dflow_dataplane::transport::Broken {
+    pub fn fail_to_connect(
+        &mut self,
+        from: usize,
+        address: SocketAddr,
+        ms: u64,
+    ) -> dflow_dataplane::transport::Broken {
         let deadline = self.nodes[from].in_ms(ms);
         let connection = self.nodes[from].transport.connect(address, None, deadline);
         self.until("refused", |bed| bed.nodes[from].disconnected.contains_key(&connection));

@@ -65,7 +65,8 @@ fn a_status_is_a_class_of_its_own() {
 
 #[test]
 fn a_reported_error_keeps_its_name_and_words() {
-    one("unlucky", ", retry: {max: 1, backoff: 1ms, on: [\"error:BadLuck\"]}").expect(1, &["attempt 2", "BadLuck", "seven years"]);
+    one("unlucky", ", retry: {max: 1, backoff: 1ms, on: [\"error:BadLuck\"]}")
+        .expect(1, &["attempt 2", "BadLuck", "seven years"]);
 }
 
 #[test]

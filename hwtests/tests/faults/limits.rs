@@ -34,7 +34,9 @@ fn an_object_larger_than_the_store_goes_by_the_spill_directory() {
 
 #[test]
 fn an_object_larger_than_the_store_without_spilling_is_refused_with_numbers() {
-    Scene::new().run(&hand_over(200 << 20, 10), &["--store", "64MiB", "--spill", "none"]).expect(1, &["step make failed", "209715200 bytes", "store"]);
+    Scene::new()
+        .run(&hand_over(200 << 20, 10), &["--store", "64MiB", "--spill", "none"])
+        .expect(1, &["step make failed", "209715200 bytes", "store"]);
 }
 
 /// Objects that together exceed the store, all alive at once: they spill and come back.
@@ -59,7 +61,8 @@ fn a_full_disk_under_the_spill_directory_is_a_clear_error() {
         println!("SKIP full disk: mounting a small file system needs root");
         return;
     }
-    let ended = scene.run(&hand_over(200 << 20, 10), &["--store", "64MiB", "--spill", small.to_str().expect("UTF-8")]);
+    let ended = scene
+        .run(&hand_over(200 << 20, 10), &["--store", "64MiB", "--spill", small.to_str().expect("UTF-8")]);
     let unmounted = Command::new("umount").arg(&small).status().expect("umount");
     assert!(unmounted.success());
     ended.expect(1, &["step make failed", "209715200 bytes", "no space left in the spill directory"]);

@@ -18,16 +18,19 @@ fn sleeping(scene: &Scene) -> dflow_hwtests::run::Going {
     going
 }
 
-fn signal(pid: u32, signal: i32) {
-    // SAFETY: kill takes numbers only; the process is this test's own child and has not been reaped.
-    assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+/// Sends a signal to `dflow`, or (as a terminal does for Ctrl-C) to its whole process group.
+fn signal(pid: u32, signal: i32, group: bool) {
+    let target = if group { -(pid as i32) } else { pid as i32 };
+    // SAFETY: kill takes numbers only; the process is this test's own child, leads a group of its
+    // own and has not been reaped.
+    assert_eq!(unsafe { libc::kill(target, signal) }, 0);
 }
 
 #[test]
 fn ctrl_c_ends_the_run_and_all_its_processes() {
     let scene = Scene::new();
     let going = sleeping(&scene);
-    signal(going.child.id(), libc::SIGINT);
+    signal(going.child.id(), libc::SIGINT, true);
     going.end().expect(130, &["cancelled", "Ctrl-C"]);
     scene.assert_nothing_left();
 }
@@ -36,14 +39,15 @@ fn ctrl_c_ends_the_run_and_all_its_processes() {
 fn kill_9_of_dflow_leaves_no_process() {
     let scene = Scene::new();
     let going = sleeping(&scene);
-    signal(going.child.id(), libc::SIGKILL);
+    signal(going.child.id(), libc::SIGKILL, false);
     assert_eq!(going.end().code, -1);
     scene.assert_nothing_left();
 }
 
 #[test]
 fn a_program_that_is_missing_is_named() {
-    let body = SLEEPER.replace("command: [sh, -c, \"sleep 1000 & sleep 1000\"]", "command: [no-such-program-here]");
+    let body =
+        SLEEPER.replace("command: [sh, -c, \"sleep 1000 & sleep 1000\"]", "command: [no-such-program-here]");
     Scene::new().run(&body, &[]).expect(1, &["step a failed", "no-such-program-here"]);
 }
 
@@ -55,7 +59,9 @@ fn a_programs_status_and_last_words_are_told() {
 
 #[test]
 fn a_program_killed_by_a_signal_is_a_crash() {
-    let body = SLEEPER.replace("sleep 1000 & sleep 1000", "kill -SEGV $$").replace("{function: f}", "{function: f, retry: {max: 1, backoff: 1ms, on: [crash]}}");
+    let body = SLEEPER
+        .replace("sleep 1000 & sleep 1000", "kill -SEGV $$")
+        .replace("{function: f}", "{function: f, retry: {max: 1, backoff: 1ms, on: [crash]}}");
     Scene::new().run(&body, &[]).expect(1, &["attempt 2", "SIGSEGV"]);
 }
 
@@ -92,4 +98,21 @@ outputs:
 "#;
     assert_eq!(scene.run(body, &["--input", "text=@text"]).text(), "6000");
     assert_eq!(scene.run(body, &["--input", "text=@text", "-i", "n=1"]).text(), "6000");
+}
+
+/// A script beside the workflow file, written with a `/`, run in a directory of the invocation's own.
+#[test]
+fn a_program_beside_the_workflow_is_found() {
+    let scene = Scene::new();
+    let script = scene.write(
+        "say.sh",
+        "#!/bin/sh\ntouch left-here\nls \"$DFLOW_WORKFLOW_DIR/say.sh\" > \"$DFLOW_OUT_DATA\"\n",
+    );
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(script, mode).expect("its own file");
+    let body = "functions:\n  f: {runtime: exec, command: [./say.sh], outputs: {data: {type: text}}}\n\
+        steps:\n  a: {function: f}\noutputs:\n  result: {from: steps.a.data}\n";
+    let text = scene.run(body, &[]).text();
+    assert!(text.ends_with("/say.sh"), "{text}");
+    assert!(!scene.path("left-here").exists(), "a program runs in a scratch directory");
 }

@@ -15,7 +15,8 @@ fn one(source: &str, handler: &str, ty: &str, step: &str) -> Ended {
 #[test]
 fn an_exception_comes_with_its_traceback() {
     let source = "def f():\n    return inner()\n\ndef inner():\n    raise ValueError('no such thing')\n";
-    one(source, "f", "{type: text}", "").expect(1, &["step a failed at attempt 1", "ValueError", "no such thing", "inner"]);
+    one(source, "f", "{type: text}", "")
+        .expect(1, &["step a failed at attempt 1", "ValueError", "no such thing", "inner"]);
 }
 
 #[test]
@@ -37,7 +38,8 @@ fn a_syntax_error_is_a_load_error() {
 #[test]
 fn memory_beyond_the_limit_is_its_own_error() {
     let source = "import time\ndef f():\n    all = []\n    while True:\n        all.append(bytearray(1 << 20))\n        time.sleep(0.0002)\n";
-    one(source, "f", "{type: text}", ", resources: {memory: 128MiB}").expect(1, &["step a failed", "resources.memory"]);
+    one(source, "f", "{type: text}", ", resources: {memory: 128MiB}")
+        .expect(1, &["step a failed", "resources.memory"]);
 }
 
 #[test]
@@ -49,7 +51,8 @@ fn a_generator_streams_and_its_failure_is_the_invocations() {
 #[test]
 fn sys_exit_ends_the_invocation_not_the_node() {
     let source = "import sys\ndef f():\n    sys.exit(7)\n";
-    one(source, "f", "{type: text}", ", retry: {max: 1, backoff: 1ms, on: [\"exit:7\"]}").expect(1, &["attempt 2", "7"]);
+    one(source, "f", "{type: text}", ", retry: {max: 1, backoff: 1ms, on: [\"exit:7\"]}")
+        .expect(1, &["attempt 2", "7"]);
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use super::{Attempt, Engine, Phase, RunState};
 use crate::node::view::{Record, What};
-use dflow_core::graph::ErrorClass;
-use dflow_core::scheduler::{Effect, Event, Failure, Note, Outcome, RunError, StopReason};
 use crate::workflow::{FunctionSpec, Workflow};
+use dflow_core::graph::ErrorClass;
 use dflow_core::graph::StepKind;
+use dflow_core::scheduler::{Effect, Event, Failure, Note, Outcome, RunError, StopReason};
 use dflow_proto::store::{Owner, Sealed};
 use dflow_proto::{InvocationId, RunId, Tick};
 use dflow_shm::page::SlotState;
@@ -34,7 +34,8 @@ impl Engine {
         let Some(state) = self.runs.get(&run) else { return };
         state.watch.record(Record { at: self.now(), invocation, attempt, what: What::Started { early } });
         let owner = Owner { run, invocation, attempt };
-        let strict = self.config.strict || function_of(&state.workflow, invocation.step).is_some_and(|f| f.strict);
+        let strict =
+            self.config.strict || function_of(&state.workflow, invocation.step).is_some_and(|f| f.strict);
         self.attempts.insert((run, invocation), Attempt::new(attempt, strict));
         self.want_memory(owner);
     }

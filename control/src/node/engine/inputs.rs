@@ -58,7 +58,8 @@ impl Engine {
     pub(super) fn want_memory(&mut self, owner: Owner) {
         let Some(state) = self.runs.get(&owner.run) else { return };
         let wrote = state.wrote[owner.invocation.step as usize];
-        let bytes = (PAGE_BYTES + wrote * 2).next_power_of_two().clamp(ALLOTMENT_BYTES_MIN, ALLOTMENT_BYTES_MAX);
+        let bytes =
+            (PAGE_BYTES + wrote * 2).next_power_of_two().clamp(ALLOTMENT_BYTES_MIN, ALLOTMENT_BYTES_MAX);
         let strict = self.is_strict((owner.run, owner.invocation));
         let purpose = if strict { Purpose::File } else { Purpose::Allotment };
         match self.store.reserve(owner, bytes, purpose) {
@@ -73,7 +74,11 @@ impl Engine {
     /// The attempt can be given its inputs and a process.
     pub(super) fn has_allotment(&mut self, owner: Owner, extent: Extent, late: bool) {
         let Owner { run, invocation, attempt } = owner;
-        let begun = self.store.arena().map_of(extent.segment).map(|map| PageNode::begin(&map, extent, run, invocation, attempt));
+        let begun = self
+            .store
+            .arena()
+            .map_of(extent.segment)
+            .map(|map| PageNode::begin(&map, extent, run, invocation, attempt));
         let Some(Ok(page)) = begun else {
             unreachable!("the store granted {extent:?} outside of its segments");
         };
@@ -122,7 +127,10 @@ impl Engine {
         };
         if entries > 0 {
             let head = TableWriter::bytes_for(entries).next_multiple_of(64);
-            let blobs: u64 = plans.iter().map(|p| if let Plan::Blob(b) = p { (b.len() as u64).next_multiple_of(64) } else { 0 }).sum();
+            let blobs: u64 = plans
+                .iter()
+                .map(|p| if let Plan::Blob(b) = p { (b.len() as u64).next_multiple_of(64) } else { 0 })
+                .sum();
             let extent = self.table_memory(owner, head + blobs)?;
             table.memory.push(extent);
             table.segments.insert(extent.segment);
@@ -148,7 +156,9 @@ impl Engine {
             let value = match plan {
                 Plan::Value(value) => value,
                 Plan::Blob(_) => InputValue::One { index },
-                Plan::Linked if workflow.steps[invocation.step as usize].inputs[input].list => InputValue::List { index },
+                Plan::Linked if workflow.steps[invocation.step as usize].inputs[input].list => {
+                    InputValue::List { index }
+                }
                 Plan::Linked => InputValue::One { index },
             };
             index += u32::from(matches!(value, InputValue::One { .. } | InputValue::List { .. }));
@@ -160,7 +170,13 @@ impl Engine {
         Ok(table)
     }
 
-    fn plan(&mut self, run: RunId, invocation: InvocationId, input: u16, workflow: &Workflow) -> Result<Plan, String> {
+    fn plan(
+        &mut self,
+        run: RunId,
+        invocation: InvocationId,
+        input: u16,
+        workflow: &Workflow,
+    ) -> Result<Plan, String> {
         let step = &workflow.graph.steps[invocation.step as usize];
         let port = &step.inputs[input as usize];
         let ty = workflow.steps[invocation.step as usize].inputs[input as usize].ty;
@@ -202,7 +218,13 @@ impl Engine {
     }
 
     /// Brings one input's entry up to what the scheduler knows.
-    fn link(&mut self, owner: Owner, workflow: &Workflow, table: &mut InputTable, input: usize) -> Result<(), String> {
+    fn link(
+        &mut self,
+        owner: Owner,
+        workflow: &Workflow,
+        table: &mut InputTable,
+        input: usize,
+    ) -> Result<(), String> {
         let index = match table.values[input] {
             InputValue::One { index } | InputValue::List { index } => index as usize,
             InputValue::Inline(_) | InputValue::Null => return Ok(()),
@@ -226,14 +248,23 @@ impl Engine {
                 set(table, index, entry);
             }
             Resolved::List { items, pinned } => {
-                let entries: Vec<_> = items.into_iter().map(|item| self.entry(workflow, table, item)).collect();
+                let entries: Vec<_> =
+                    items.into_iter().map(|item| self.entry(workflow, table, item)).collect();
                 self.link_list(owner, table, input, index, entries, pinned)?;
             }
         }
         Ok(())
     }
 
-    fn link_list(&mut self, owner: Owner, table: &mut InputTable, input: usize, index: usize, entries: Vec<Entry>, pinned: bool) -> Result<(), String> {
+    fn link_list(
+        &mut self,
+        owner: Owner,
+        table: &mut InputTable,
+        input: usize,
+        index: usize,
+        entries: Vec<Entry>,
+        pinned: bool,
+    ) -> Result<(), String> {
         let Some(writer) = &mut table.writer else { return Ok(()) };
         let old = std::mem::take(&mut table.lists[input]);
         if old.len() > entries.len() || writer.count(index) == 0 {
@@ -252,7 +283,10 @@ impl Engine {
                     Reserve::Granted(extent) => extent,
                     Reserve::Waiting(ticket) => {
                         self.store.cancel(ticket);
-                        return Err(format!("no room for a list of {} items; raise --store or lower --slots", entries.len()));
+                        return Err(format!(
+                            "no room for a list of {} items; raise --store or lower --slots",
+                            entries.len()
+                        ));
                     }
                     Reserve::Refused(error) => return Err(error.to_string()),
                 };
@@ -344,7 +378,8 @@ impl Engine {
     /// what a look takes.
     pub(super) fn freshen(&mut self) -> bool {
         let now = self.now();
-        let due: Vec<_> = self.dirty.iter().filter(|(_, after)| **after <= now).map(|(key, _)| *key).collect();
+        let due: Vec<_> =
+            self.dirty.iter().filter(|(_, after)| **after <= now).map(|(key, _)| *key).collect();
         for key in &due {
             self.dirty.remove(key);
             let begun = self.now();
@@ -393,7 +428,8 @@ impl Engine {
 
     /// Looks at all tables of a run again.
     pub(super) fn relink_run(&mut self, run: RunId) {
-        let linked = |(job, attempt): (&Job, &Attempt)| attempt.table.as_ref().map(|t| (job.1, t.values.len()));
+        let linked =
+            |(job, attempt): (&Job, &Attempt)| attempt.table.as_ref().map(|t| (job.1, t.values.len()));
         let from = (run, InvocationId { step: 0, item: 0 });
         let to = (run, InvocationId { step: u32::MAX, item: u32::MAX });
         let jobs: Vec<_> = self.attempts.range(from..=to).filter_map(linked).collect();
@@ -428,7 +464,8 @@ impl Engine {
         let step = &workflow.graph.steps[invocation.step as usize];
         let spec = &workflow.steps[invocation.step as usize];
         let inputs = step.inputs.iter().zip(&table.values);
-        let inputs = inputs.map(|(port, value)| Input { name: port.name.clone(), ty: port.ty, value: value.clone() });
+        let inputs =
+            inputs.map(|(port, value)| Input { name: port.name.clone(), ty: port.ty, value: value.clone() });
         let mut invoke = Invoke {
             run,
             invocation,
@@ -453,14 +490,23 @@ impl Engine {
             self.show_segment(worker, segment, false);
         }
         if let Some(process) = self.pools.worker(worker) {
-            let label = if step.foreach.is_some() { format!("{}[{}]", step.name, invocation.item) } else { step.name.clone() };
+            let label = if step.foreach.is_some() {
+                format!("{}[{}]", step.name, invocation.item)
+            } else {
+                step.name.clone()
+            };
             process.tail.begin(&label);
             if spec.memory_bytes > 0 {
                 self.watchdog.watch(worker, process.pid, spec.memory_bytes);
             }
         }
         if let Some(state) = self.runs.get(&run) {
-            state.watch.record(Record { at: self.now(), invocation, attempt: owner.attempt, what: What::Dispatched { cold } });
+            state.watch.record(Record {
+                at: self.now(),
+                invocation,
+                attempt: owner.attempt,
+                what: What::Dispatched { cold },
+            });
         }
         self.command(worker, &Command::Invoke(invoke));
     }
@@ -471,14 +517,16 @@ impl Engine {
         let strict = self.is_strict((owner.run, owner.invocation));
         let port = |port: &dflow_core::graph::OutputPort| {
             let known = port.hint_bytes > room && !port.file && port.kind != PortKind::Many && !strict;
-            let granted = known.then(|| self.store.reserve(owner, port.hint_bytes, Purpose::Output)).and_then(|r| match r {
-                Reserve::Granted(extent) => Some(extent),
-                Reserve::Waiting(ticket) => {
-                    self.store.cancel(ticket);
-                    None
-                }
-                Reserve::Refused(_) => None,
-            });
+            let granted = known
+                .then(|| self.store.reserve(owner, port.hint_bytes, Purpose::Output))
+                .and_then(|r| match r {
+                    Reserve::Granted(extent) => Some(extent),
+                    Reserve::Waiting(ticket) => {
+                        self.store.cancel(ticket);
+                        None
+                    }
+                    Reserve::Refused(_) => None,
+                });
             Output {
                 name: port.name.clone(),
                 ty: port.ty,
@@ -516,7 +564,9 @@ impl Engine {
         let Some(page) = attempt.allotment else { return };
         let page = Extent { bytes: PAGE_BYTES, ..page };
         let reader = |a: &Attempt| match a.phase {
-            Phase::Running(worker) if a.table.as_ref().is_some_and(|t| t.held.contains(&page)) => Some(worker),
+            Phase::Running(worker) if a.table.as_ref().is_some_and(|t| t.held.contains(&page)) => {
+                Some(worker)
+            }
             _ => None,
         };
         let readers: Vec<_> = self.attempts.values().filter_map(reader).collect();

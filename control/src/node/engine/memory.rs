@@ -29,10 +29,17 @@ pub(super) enum Waiter {
 }
 
 /// Makes the store and, if configured, its spill directory.
-pub(super) fn open(config: &NodeConfig, requests: &Requests) -> Result<(LocalStore, Option<Spiller>), StartError> {
+pub(super) fn open(
+    config: &NodeConfig,
+    requests: &Requests,
+) -> Result<(LocalStore, Option<Spiller>), StartError> {
     let bytes = config.store_bytes.next_multiple_of(HUGE_BYTES);
-    let arena = Arena::new(&ArenaConfig { bytes, huge_pages: config.huge_pages, prefault_bytes: config.prefault_bytes })
-        .map_err(|source| StartError::Arena { bytes, source })?;
+    let arena = Arena::new(&ArenaConfig {
+        bytes,
+        huge_pages: config.huge_pages,
+        prefault_bytes: config.prefault_bytes,
+    })
+    .map_err(|source| StartError::Arena { bytes, source })?;
     let spiller = match &config.spill_dir {
         None => None,
         Some(path) => Some(
@@ -135,7 +142,9 @@ impl Engine {
 
     fn refused(&mut self, ticket: Ticket, error: dflow_proto::store::StoreError) {
         match self.waiting.remove(&ticket) {
-            Some(Waiter::Attempt(owner)) => self.fail(owner.run, owner.invocation, "StoreFull", error.to_string()),
+            Some(Waiter::Attempt(owner)) => {
+                self.fail(owner.run, owner.invocation, "StoreFull", error.to_string())
+            }
             Some(Waiter::Worker { worker, ticket }) => {
                 self.command(worker, &dflow_proto::link::Command::Refused { ticket, why: error.to_string() });
             }
@@ -159,7 +168,9 @@ impl Engine {
     /// hear that it cannot be had. A reader that has just been woken still counts as asleep for a
     /// moment, so the stall must last before it is believed. False if nothing was refused.
     pub(super) fn relieve(&mut self) -> bool {
-        let at_work = |a: &super::Attempt| a.phase == Phase::Worker || matches!(a.phase, Phase::Running(_)) && !a.blocked;
+        let at_work = |a: &super::Attempt| {
+            a.phase == Phase::Worker || matches!(a.phase, Phase::Running(_)) && !a.blocked
+        };
         if self.waiting.is_empty() || self.attempts.values().any(at_work) {
             self.stalled_since = None;
             return false;

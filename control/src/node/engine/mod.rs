@@ -24,11 +24,11 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use dflow_core::graph::StartPolicy;
 use dflow_core::scheduler::{Capacity, Effect, Event, Outcome, Scheduler};
 use dflow_dataplane::LocalStore;
+use dflow_proto::ids::Extent;
 use dflow_proto::link::Times;
 use dflow_proto::store::{Lease, Owner, Ticket};
-use dflow_shm::page::PageNode;
-use dflow_proto::ids::Extent;
 use dflow_proto::{InvocationId, RunId, SegmentId, Tick, WorkerId};
+use dflow_shm::page::PageNode;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::stage::{Staged, StageGrant};
+use super::stage::{StageGrant, Staged};
 use memory::Waiter;
 
 /// Requests that may queue; a program that submits faster than the engine takes is held back.
@@ -53,7 +53,13 @@ pub(super) enum Request {
     /// Memory for one input of an opened run.
     Stage { run: RunId, bytes: u64, file: bool, reply: Sender<StageGrant> },
     /// Begin an opened run.
-    Submit { workflow: Arc<Workflow>, start: Option<StartPolicy>, staged: Staged, done: Sender<RunResult>, reply: Sender<Watch> },
+    Submit {
+        workflow: Arc<Workflow>,
+        start: Option<StartPolicy>,
+        staged: Staged,
+        done: Sender<RunResult>,
+        reply: Sender<Watch>,
+    },
     /// Forget an opened run that could not begin, or the outputs of one that has ended.
     Forget { run: RunId },
     /// End a run.
@@ -154,7 +160,25 @@ enum Phase {
 
 impl Attempt {
     fn new(attempt: u32, strict: bool) -> Self {
-        Attempt { attempt, strict, private: Vec::new(), published: BTreeSet::new(), copies: 0, finish: None, phase: Phase::Worker, cold: false, stopping: false, over_memory: None, misbehaved: None, blocked: false, fresh_until: Tick(0), allotment: None, page: None, table: None, times: Times::default() }
+        Attempt {
+            attempt,
+            strict,
+            private: Vec::new(),
+            published: BTreeSet::new(),
+            copies: 0,
+            finish: None,
+            phase: Phase::Worker,
+            cold: false,
+            stopping: false,
+            over_memory: None,
+            misbehaved: None,
+            blocked: false,
+            fresh_until: Tick(0),
+            allotment: None,
+            page: None,
+            table: None,
+            times: Times::default(),
+        }
     }
 }
 
@@ -177,6 +201,8 @@ struct Engine {
     dirty: BTreeMap<(RunId, InvocationId, u16), Tick>,
     /// Attempts that are over, until the scheduler has had their readers' tables rewritten.
     retired: Vec<(Owner, bool, Attempt)>,
+    /// Runs that are over and that nobody looks at.
+    forgotten: Vec<RunId>,
     /// Scratch of `take_reports`.
     reporting: Vec<WorkerId>,
     events: VecDeque<Event>,
@@ -218,11 +244,23 @@ pub(super) fn start(config: NodeConfig) -> Result<(Requests, LogLines, JoinHandl
 }
 
 impl Engine {
-    fn new(config: NodeConfig, sender: Requests, requests: Receiver<Request>, logs: Logs, watchdog: Watchdog) -> Result<Self, StartError> {
-        let system = |what| move |source: rustix::io::Errno| StartError::System { what, source: source.into() };
+    fn new(
+        config: NodeConfig,
+        sender: Requests,
+        requests: Receiver<Request>,
+        logs: Logs,
+        watchdog: Watchdog,
+    ) -> Result<Self, StartError> {
+        let system =
+            |what| move |source: rustix::io::Errno| StartError::System { what, source: source.into() };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system("make an epoll set"))?;
-        epoll::add(&epoll, sender.doorbell.as_fd(), epoll::EventData::new_u64(DOORBELL), epoll::EventFlags::IN)
-            .map_err(system("watch the doorbell"))?;
+        epoll::add(
+            &epoll,
+            sender.doorbell.as_fd(),
+            epoll::EventData::new_u64(DOORBELL),
+            epoll::EventFlags::IN,
+        )
+        .map_err(system("watch the doorbell"))?;
         let (store, spiller) = memory::open(&config, &sender)?;
         let pools = Pools::new(&config, store.arena(), &epoll, sender.doorbell.clone(), logs.clone())?;
         Ok(Engine {
@@ -238,6 +276,7 @@ impl Engine {
             restoring: Vec::new(),
             dirty: BTreeMap::new(),
             retired: Vec::new(),
+            forgotten: Vec::new(),
             reporting: Vec::new(),
             events: VecDeque::new(),
             effects: Vec::new(),
@@ -277,16 +316,22 @@ impl Engine {
             }
             std::hint::spin_loop();
         }
-        let deadlines = [self.scheduler.deadline(), self.pools.deadline(), self.dirty.values().copied().min()];
+        let deadlines =
+            [self.scheduler.deadline(), self.pools.deadline(), self.dirty.values().copied().min()];
         let deadline = deadlines.into_iter().flatten().min();
-        let sleep = deadline.map_or(SLEEP_MAX, |d| Duration::from_micros(d.since_us(self.now()))).min(SLEEP_MAX);
+        let sleep =
+            deadline.map_or(SLEEP_MAX, |d| Duration::from_micros(d.since_us(self.now()))).min(SLEEP_MAX);
         // Workers ring only a sleeper. Having said that it sleeps, the engine must look once more:
         // what was pushed before the word was seen has rung no bell.
         self.pools.node_page().sleep();
         let idle = !self.pools.any_report() && self.requests.is_empty();
         let timeout = if idle { sleep } else { Duration::ZERO };
-        let timeout = rustix::event::Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+        let timeout = rustix::event::Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let count = epoll::wait(&self.epoll, events.as_mut_slice(), Some(&timeout)).unwrap_or(0);
         self.pools.node_page().awake();
         for event in &events[..count] {
@@ -326,7 +371,14 @@ impl Engine {
                     self.apply(effect);
                 }
                 self.effects = effects;
-            } else if !self.freshen() && !self.take_apart() && !self.take_store_effects() && !self.take_pool_events() && !self.relieve() {
+            } else if let Some(run) = self.forgotten.pop() {
+                self.forget(run);
+            } else if !self.freshen()
+                && !self.take_apart()
+                && !self.take_store_effects()
+                && !self.take_pool_events()
+                && !self.relieve()
+            {
                 break;
             }
         }
@@ -372,7 +424,9 @@ impl Engine {
             }
             Request::Forget { run } => self.forget(run),
             Request::Cancel { run, reason } => self.events.push_back(Event::Cancel { run, reason }),
-            Request::OverMemory { worker, used_bytes, limit_bytes } => self.over_memory(worker, used_bytes, limit_bytes),
+            Request::OverMemory { worker, used_bytes, limit_bytes } => {
+                self.over_memory(worker, used_bytes, limit_bytes)
+            }
             Request::Spilled(done) => self.spilled(done),
             Request::Stats { reply } => {
                 let _ = reply.send(self.stats());

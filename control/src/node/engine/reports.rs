@@ -124,7 +124,9 @@ impl Engine {
         let purpose = if strict { Purpose::File } else { purpose };
         match self.store.reserve(owner, bytes, purpose) {
             Reserve::Granted(extent) => self.grant(worker, ticket, extent),
-            Reserve::Refused(error) => self.command(worker, &Command::Refused { ticket, why: error.to_string() }),
+            Reserve::Refused(error) => {
+                self.command(worker, &Command::Refused { ticket, why: error.to_string() })
+            }
             Reserve::Waiting(waiting) => {
                 self.waiting.insert(waiting, Waiter::Worker { worker, ticket });
             }
@@ -243,7 +245,9 @@ impl Engine {
         } else {
             let how = match exit {
                 Exit::Code(code) => format!("the function's process ended by itself with status {code}"),
-                Exit::Signal(signal) => format!("the function's process was killed by {}", signal_name(signal)),
+                Exit::Signal(signal) => {
+                    format!("the function's process was killed by {}", signal_name(signal))
+                }
             };
             Outcome::Failed(Failure { class: ErrorClass::Crash, message: with_tail(how, &tail) })
         };
@@ -263,10 +267,10 @@ fn scheduler_outcome(outcome: link::Outcome, tail: &str) -> Outcome {
             (class, with_tail(format!("{name}: {message}"), tail))
         }
         link::Outcome::Exit { code } => {
-            (ErrorClass::Exit(code), with_tail(format!("the program ended with status {code}"), tail))
+            (ErrorClass::Exit(code), with_tail(format!("it ended with status {code}"), tail))
         }
         link::Outcome::Signal { signal } => {
-            (ErrorClass::Crash, with_tail(format!("the program was killed by {}", signal_name(signal)), tail))
+            (ErrorClass::Crash, with_tail(format!("its program was killed by {}", signal_name(signal)), tail))
         }
     };
     Outcome::Failed(Failure { class, message })

@@ -2,12 +2,12 @@
 
 use super::values::Parked;
 use super::{Engine, Phase, RunState};
+use crate::node::RunResult;
 use crate::node::error::RunFailure;
 use crate::node::object::{Keep, ObjectView, OutputValue};
 use crate::node::pool::Job;
 use crate::node::stage::Staged;
 use crate::node::view::Watch;
-use crate::node::RunResult;
 use crate::workflow::Workflow;
 use crossbeam::channel::Sender;
 use dflow_core::graph::{Source, StartPolicy, StepKind};
@@ -41,7 +41,8 @@ impl Engine {
             }
         }
         let watch = Watch::new(run, &workflow.graph, self.now());
-        let pools: Vec<_> = workflow.functions.iter().map(|f| self.pools.find(f, &workflow.source_dir)).collect();
+        let pools: Vec<_> =
+            workflow.functions.iter().map(|f| self.pools.find(f, &workflow.source_dir)).collect();
         self.warm_first(&workflow, &pools);
         let steps = workflow.graph.steps.len();
         let graph = workflow.graph.clone();
@@ -85,39 +86,64 @@ impl Engine {
             Err(error) => Err(Undelivered::Failed(RunFailure::Run(error))),
             Ok(()) => {
                 let outputs = workflow.graph.outputs.iter();
-                let value = |(name, source)| Ok((String::clone(name), self.output(run, &workflow, name, source, &keep)?));
+                let value = |(name, source)| {
+                    Ok((String::clone(name), self.output(run, &workflow, name, source, &keep)?))
+                };
                 outputs.map(|o| (&o.name, &o.source)).map(value).collect()
             }
         };
         let result = match outputs {
             Err(Undelivered::Later) => {
-                self.parked.push(Parked::Deliver(run));
                 keep.disarm();
+                self.parked.push(Parked::Deliver(run));
                 return;
             }
             Err(Undelivered::Failed(failure)) => Err(failure),
             Ok(outputs) => Ok(outputs),
         };
-        if let Some(done) = self.runs.get_mut(&run).and_then(|s| s.done.take()) {
-            // If nobody waits any more, `keep` goes with the result and the run is forgotten.
-            let _ = done.send(result);
+        let kept = result.is_ok();
+        let done = self.runs.get_mut(&run).and_then(|s| s.done.take());
+        let taken = done.is_some_and(|done| done.send(result).is_ok());
+        if !kept || !taken {
+            // Nobody holds outputs. This thread must not send itself the request by which a program's
+            // last view ends the run: its own queue may be full.
+            keep.disarm();
+            self.forgotten.push(run);
         }
     }
 
-    fn output(&mut self, run: RunId, workflow: &Workflow, name: &str, source: &Source, keep: &Arc<Keep>) -> Result<OutputValue, Undelivered> {
+    fn output(
+        &mut self,
+        run: RunId,
+        workflow: &Workflow,
+        name: &str,
+        source: &Source,
+        keep: &Arc<Keep>,
+    ) -> Result<OutputValue, Undelivered> {
         match self.scheduler.resolve_source(run, source) {
             Resolved::Object(object) => Ok(OutputValue::Object(self.view(run, name, object.key, keep)?)),
             Resolved::List { items, .. } => {
-                let views: Result<Vec<_>, _> = items.into_iter().map(|item| self.view(run, name, item.key, keep)).collect();
+                let views: Result<Vec<_>, _> =
+                    items.into_iter().map(|item| self.view(run, name, item.key, keep)).collect();
                 Ok(OutputValue::List(views?))
             }
-            Resolved::Const(id) => Ok(OutputValue::Object(ObjectView::owned(workflow.constants[id as usize].bytes.clone()))),
+            Resolved::Const(id) => {
+                Ok(OutputValue::Object(ObjectView::owned(workflow.constants[id as usize].bytes.clone())))
+            }
             // After a good end nothing is pending; what is not there was skipped.
-            Resolved::Null | Resolved::Pending | Resolved::Follow { .. } | Resolved::Element { .. } => Ok(OutputValue::Null),
+            Resolved::Null | Resolved::Pending | Resolved::Follow { .. } | Resolved::Element { .. } => {
+                Ok(OutputValue::Null)
+            }
         }
     }
 
-    fn view(&mut self, run: RunId, name: &str, key: ObjectKey, keep: &Arc<Keep>) -> Result<ObjectView, Undelivered> {
+    fn view(
+        &mut self,
+        run: RunId,
+        name: &str,
+        key: ObjectKey,
+        keep: &Arc<Keep>,
+    ) -> Result<ObjectView, Undelivered> {
         let lost = |why: String| Undelivered::Failed(RunFailure::Output { name: name.into(), why });
         let (lease, extent) = match self.store.lease(key) {
             Leased::Ready(lease, extent) => (lease, Some(extent)),
@@ -128,7 +154,8 @@ impl Engine {
             state.outputs.push(lease);
         }
         let extent = extent.ok_or(Undelivered::Later)?;
-        let map = self.store.arena().map_of(extent.segment).ok_or_else(|| lost("its memory is gone".into()))?;
+        let map =
+            self.store.arena().map_of(extent.segment).ok_or_else(|| lost("its memory is gone".into()))?;
         ObjectView::mapped(map, extent, keep.clone()).map_err(|e| lost(e.to_string()))
     }
 

@@ -62,7 +62,8 @@ impl Engine {
                 Looked::Lost(why) => return Some(Err(why)),
             }
         }
-        let value = |wanted: &Source| values.iter().find(|(source, _)| *source == wanted).map(|(_, bytes)| bytes);
+        let value =
+            |wanted: &Source| values.iter().find(|(source, _)| *source == wanted).map(|(_, bytes)| bytes);
         let skipped = |step| self.scheduler.skipped(run, step);
         Some(workflow.decide(step, value, skipped).map_err(|e| e.to_string()))
     }
@@ -127,8 +128,15 @@ impl Engine {
     }
 
     /// The element `index` of the list that `step` iterates, encoded as type `ty` wants it.
-    pub(super) fn element(&self, run: RunId, step: StepIndex, index: u32, ty: ValueType) -> Result<Vec<u8>, String> {
-        let list = self.runs.get(&run).and_then(|s| s.lists.get(&step)).ok_or("its list has not been measured")?;
+    pub(super) fn element(
+        &self,
+        run: RunId,
+        step: StepIndex,
+        index: u32,
+        ty: ValueType,
+    ) -> Result<Vec<u8>, String> {
+        let list =
+            self.runs.get(&run).and_then(|s| s.lists.get(&step)).ok_or("its list has not been measured")?;
         let range = list.elements.get(index as usize).ok_or("its list has no such element")?.clone();
         element_bytes(ty, &list.bytes[range]).map_err(|e| format!("element {index} of the list: {e}"))
     }

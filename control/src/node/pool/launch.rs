@@ -9,6 +9,7 @@ use dflow_shm::spawn::{RuntimeArgs, ZygoteArgs};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,7 +32,13 @@ impl Zygote {
     ///
     /// # Errors
     /// Text for the function's author.
-    pub(super) fn spawn(spec: &FunctionSpec, dir: &Path, config: &NodeConfig, mark: u64, logs: &Logs) -> Result<Self, String> {
+    pub(super) fn spawn(
+        spec: &FunctionSpec,
+        dir: &Path,
+        config: &NodeConfig,
+        mark: u64,
+        logs: &Logs,
+    ) -> Result<Self, String> {
         let name = &spec.name;
         let text = |what: &str, e: &dyn std::fmt::Display| format!("function {name}: cannot {what}: {e}");
         let (channel, theirs) = Channel::pair().map_err(|e| text("make a socket", &e))?;
@@ -44,13 +51,15 @@ impl Zygote {
             .then(|| PathBuf::from(format!("{SCRATCH_ROOT}/dflow-{}-{mark}", std::process::id())));
         // The socket takes the place of standard input: the one number that a child inherits
         // without a step between fork and exec.
-        let args = ZygoteArgs { socket: 0, scratch, memory_bytes: 0, runtime: runtime_args(spec, dir) };
+        let args = ZygoteArgs { socket: 0, scratch, memory_bytes: 0, runtime: runtime_args(spec) };
         let mut command = program(spec, config);
         command
             .arg(&config.libexec.libdflow)
             .args(args.to_args())
+            .env("DFLOW_WORKFLOW_DIR", dir)
             .envs(&spec.env)
-            .env("DFLOW_LIB", &config.libexec.libdflow)
+            // Ctrl-C is for the node, which then ends its functions.
+            .process_group(0)
             .stdin(Stdio::from(theirs.into_fd()))
             .stdout(Stdio::from(writer.try_clone().map_err(|e| text("set up a pipe", &e))?))
             .stderr(Stdio::from(writer));
@@ -133,7 +142,7 @@ fn program(spec: &FunctionSpec, config: &NodeConfig) -> Command {
     command
 }
 
-fn runtime_args(spec: &FunctionSpec, dir: &Path) -> RuntimeArgs {
+fn runtime_args(spec: &FunctionSpec) -> RuntimeArgs {
     match &spec.runtime {
         Runtime::Python { module, function, path } => {
             let module = match module {
@@ -149,7 +158,7 @@ fn runtime_args(spec: &FunctionSpec, dir: &Path) -> RuntimeArgs {
             command: command.iter().map(template).collect(),
             stdin: stdin.clone(),
             stdout: stdout.clone(),
-            cwd: Some(dir.to_path_buf()),
+            cwd: None,
         },
         Runtime::Builtin { handler } => RuntimeArgs::Builtin { handler: handler.name().into() },
     }

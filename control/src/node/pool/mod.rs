@@ -108,8 +108,10 @@ impl Pools {
         logs: Logs,
     ) -> Result<Self, StartError> {
         let system = |source| StartError::System { what: "share the epoll set", source };
-        let page = NodePageWriter::new(arena.map())
-            .map_err(|e| StartError::System { what: "use the node page", source: std::io::Error::other(e) })?;
+        let page = NodePageWriter::new(arena.map()).map_err(|e| StartError::System {
+            what: "use the node page",
+            source: std::io::Error::other(e),
+        })?;
         Ok(Pools {
             pools: Vec::new(),
             workers: BTreeMap::new(),
@@ -170,7 +172,8 @@ impl Pools {
         }
         self.events.retain(|e| !matches!(e, PoolEvent::Broken { job: j, .. } if *j == job));
         // A worker that was already found for it is free again.
-        let found = self.events.iter().position(|e| matches!(e, PoolEvent::Ready { job: j, .. } if *j == job));
+        let found =
+            self.events.iter().position(|e| matches!(e, PoolEvent::Ready { job: j, .. } if *j == job));
         if let Some(PoolEvent::Ready { worker, .. }) = found.and_then(|i| self.events.remove(i)) {
             self.free(worker);
         }
@@ -187,14 +190,16 @@ impl Pools {
     fn grow(&mut self, id: PoolId, warm: u32) {
         let pool = &mut self.pools[id.0 as usize];
         let queued = (pool.queue.len() as u32).saturating_sub(pool.coming);
-        let missing = queued.max(warm.saturating_sub(pool.alive)).min(pool.spec.pool.max.saturating_sub(pool.alive));
+        let missing =
+            queued.max(warm.saturating_sub(pool.alive)).min(pool.spec.pool.max.saturating_sub(pool.alive));
         if missing == 0 {
             return;
         }
         match &mut pool.zygote {
             ZygoteState::Broken { message, until } if *until > self.now => {
                 let message = message.clone();
-                let broken = pool.queue.drain(..).map(|job| PoolEvent::Broken { job, message: message.clone() });
+                let broken =
+                    pool.queue.drain(..).map(|job| PoolEvent::Broken { job, message: message.clone() });
                 self.events.extend(broken);
                 return;
             }
@@ -222,9 +227,12 @@ impl Pools {
         let mark = u64::from(id.0);
         match Zygote::spawn(&pool.spec, &pool.dir, &self.config, mark, &self.logs) {
             Ok(zygote) => {
-                if let Err(error) =
-                    epoll::add(&self.epoll, zygote.socket(), epoll::EventData::new_u64(mark), epoll::EventFlags::IN)
-                {
+                if let Err(error) = epoll::add(
+                    &self.epoll,
+                    zygote.socket(),
+                    epoll::EventData::new_u64(mark),
+                    epoll::EventFlags::IN,
+                ) {
                     self.break_pool(id, format!("cannot watch the fork server: {error}"));
                     return;
                 }
@@ -380,7 +388,10 @@ impl Pools {
         let id = PoolId(mark as u32);
         loop {
             let Some(pool) = self.pools.get_mut(id.0 as usize) else { return };
-            let (ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote)) = &mut pool.zygote else { return };
+            let (ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote)) = &mut pool.zygote
+            else {
+                return;
+            };
             match zygote.receive() {
                 Ok(Some(message)) => self.zygote_says(id, message),
                 Ok(None) => return,
@@ -404,7 +415,8 @@ impl Pools {
             }
             FromZygote::LoadFailed { message, traceback } => {
                 let name = &pool.spec.name;
-                let trace = if traceback.is_empty() { String::new() } else { format!("\n{}", traceback.trim_end()) };
+                let trace =
+                    if traceback.is_empty() { String::new() } else { format!("\n{}", traceback.trim_end()) };
                 let message = format!("function {name} cannot be loaded: {message}{trace}");
                 self.break_pool(id, message);
             }
@@ -418,10 +430,14 @@ impl Pools {
                 self.let_go(worker);
                 self.workers.remove(&worker);
                 let name = &self.pools[id.0 as usize].spec.name;
-                let message = format!("cannot fork a worker of function {name}: {message}; lower the slots or raise the limit of processes");
+                let message = format!(
+                    "cannot fork a worker of function {name}: {message}; lower the slots or raise the limit of processes"
+                );
                 self.fail_queue(id, &message);
             }
-            FromZygote::Exited { worker, exit, .. } => self.events.push_back(PoolEvent::Exited { worker, exit }),
+            FromZygote::Exited { worker, exit, .. } => {
+                self.events.push_back(PoolEvent::Exited { worker, exit })
+            }
         }
     }
 
@@ -433,15 +449,21 @@ impl Pools {
         let coming = if let ZygoteState::Loading { .. } = old { std::mem::take(&mut pool.coming) } else { 0 };
         pool.alive -= coming;
         let words = match old {
-            ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote) => zygote.last_words(&self.logs),
+            ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote) => {
+                zygote.last_words(&self.logs)
+            }
             ZygoteState::None | ZygoteState::Broken { .. } => String::new(),
         };
         let name = &pool.spec.name;
         tracing::warn!(function = name, why, "fork server gone");
         let give_up = pool.deaths >= ZYGOTE_DEATHS_MAX || coming > 0;
-        let message = format!("the fork server of function {name} died ({why}){}{words}", if words.is_empty() { "" } else { ": " });
+        let message = format!(
+            "the fork server of function {name} died ({why}){}{words}",
+            if words.is_empty() { "" } else { ": " }
+        );
         let dead: Vec<_> = self.workers.iter().filter(|(_, w)| w.pool == id).map(|(w, _)| *w).collect();
-        self.events.extend(dead.into_iter().map(|worker| PoolEvent::Exited { worker, exit: Exit::Signal(9) }));
+        self.events
+            .extend(dead.into_iter().map(|worker| PoolEvent::Exited { worker, exit: Exit::Signal(9) }));
         if give_up {
             self.break_pool(id, message);
         }

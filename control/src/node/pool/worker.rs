@@ -68,8 +68,7 @@ impl Worker {
         let text = |what: &str, e: &dyn std::fmt::Display| format!("cannot {what} for a worker: {e}");
         let (segment, link) = NodeEnd::create().map_err(|e| text("make a link", &e))?;
         let (socket, theirs) = Channel::pair().map_err(|e| text("make a socket", &e))?;
-        let (reader, writer) =
-            pipe_with(PipeFlags::CLOEXEC).map_err(|e| text("make a pipe", &e))?;
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| text("make a pipe", &e))?;
         rustix::io::ioctl_fionbio(&reader, true).map_err(|e| text("set up a pipe", &e))?;
         let tail = logs.add(id.0, reader).map_err(|e| text("watch a pipe", &e))?;
         let fds = [segment.as_fd(), theirs.as_fd(), writer.as_fd(), doorbell.as_fd()];
