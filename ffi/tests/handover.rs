@@ -6,17 +6,11 @@ use dflow_proto::link::{Command, InputValue, Outcome, PortKind, Report};
 use dflow_shm::page::SlotState;
 use dflow_shm::table::Entry;
 use node::{Done, Job, Node, Worker, inline, library, one, output};
-use std::path::PathBuf;
 use std::time::Duration;
-
-fn library_once() -> PathBuf {
-    static LIBRARY: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    LIBRARY.get_or_init(|| library("native")).clone()
-}
 
 /// A worker that runs `symbol`; its zygote must live as long.
 fn worker(node: &mut Node, symbol: &str) -> (node::Zygote, Worker) {
-    let zygote = node.native(&library_once(), symbol);
+    let zygote = node.native(&library("native"), symbol);
     let worker = node.fork(&zygote);
     (zygote, worker)
 }

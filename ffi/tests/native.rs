@@ -10,15 +10,9 @@ use node::{Job, Node, Worker, Zygote, error, inline, library, one, output};
 
 fn start(symbol: &str) -> (Node, Zygote, Worker) {
     let mut node = Node::new();
-    let zygote = node.native(&library_once(), symbol);
+    let zygote = node.native(&library("native"), symbol);
     let worker = node.fork(&zygote);
     (node, zygote, worker)
-}
-
-/// One compilation for all tests of this file.
-fn library_once() -> std::path::PathBuf {
-    static LIBRARY: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
-    LIBRARY.get_or_init(|| library("native")).clone()
 }
 
 fn sealed_input(node: &mut Node, data: &[u8], kind: PortKind) -> Job {
@@ -170,7 +164,7 @@ fn what_cannot_be_loaded_says_so() {
     let node = Node::new();
     let cases = [
         (std::path::PathBuf::from("/nonexistent/lib.so"), "f", "cannot open the shared library"),
-        (library_once(), "nosuch", "has no symbol nosuch"),
+        (library("native"), "nosuch", "has no symbol nosuch"),
     ];
     for (library, symbol, text) in cases {
         let zygote = node.zygote(RuntimeArgs::Native { library, symbol: symbol.into() });

@@ -14,12 +14,13 @@ use dflow_shm::pass::{Channel, PassError};
 use dflow_shm::segment::{Map, Segment};
 use dflow_shm::spawn::{RuntimeArgs, ZygoteArgs};
 use dflow_shm::table::{Entry, TableWriter};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const ARENA_BYTES: u64 = 256 << 20;
@@ -91,8 +92,14 @@ pub(crate) fn output(name: &str, kind: PortKind) -> Output {
     }
 }
 
-/// A C library of `tests/functions`, linked with libdflow.
+/// A C library of `tests/functions`, linked with libdflow, compiled once per test program.
 pub(crate) fn library(name: &str) -> PathBuf {
+    static COMPILED: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut compiled = COMPILED.lock().expect("no compilation panicked");
+    compiled.entry(name.to_owned()).or_insert_with(|| compile(name)).clone()
+}
+
+fn compile(name: &str) -> PathBuf {
     let target = std::env::current_exe().expect("a path").with_extension(format!("{name}.so"));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let status = Process::new("cc")

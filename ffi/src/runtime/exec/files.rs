@@ -228,7 +228,7 @@ impl OutputFiles {
         Ok(())
     }
 
-    /// After the program's success: everything that was not taken yet.
+    /// After the program's success: everything that was not taken yet, the rest of a list by name.
     pub(super) fn collect(&self, invocation: &Invocation) -> Result<(), Fault> {
         for (index, output) in invocation.invoke.outputs.iter().enumerate() {
             let path = &self.paths[index];

@@ -90,6 +90,7 @@ impl Exec {
         unsafe {
             command.pre_exec(|| process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong));
         }
+        let watches = pump::Watches::begin(invocation, &outputs)?;
         let child = match command.spawn() {
             Ok(child) => child,
             Err(error) => {
@@ -97,7 +98,7 @@ impl Exec {
                 return Ok(Returned::Error { name: "CannotStart".into(), message });
             }
         };
-        let status = pump::run(invocation, child, source, streamed, &mut outputs)?;
+        let status = pump::run(invocation, child, source, streamed, &mut outputs, watches)?;
         match ended(status) {
             Returned::Ok => outputs.collect(invocation).map(|()| Returned::Ok),
             failed => Ok(failed),

@@ -69,13 +69,14 @@ pub(super) fn is_streamed(invocation: &Invocation, output: usize) -> bool {
     invocation.invoke.outputs[output].kind == PortKind::Stream
 }
 
-/// Runs the program to its end.
+/// Runs the program to its end. `watches` have been there before it was started.
 pub(super) fn run(
     invocation: &Invocation,
     mut child: Child,
     source: Source,
     streamed: Option<usize>,
     outputs: &mut OutputFiles,
+    watches: Watches,
 ) -> Result<ExitStatus, Fault> {
     let stdin = child.stdin.take();
     let stdout = child.stdout.take();
@@ -84,7 +85,7 @@ pub(super) fn run(
             let input = *input;
             scope.spawn(move || feed(invocation, input, pipe));
         }
-        let result = watch(invocation, &mut child, stdout.zip(streamed), outputs);
+        let result = watch(invocation, &mut child, stdout.zip(streamed), outputs, watches);
         if result.is_err() {
             let _ = child.kill();
         }
@@ -105,8 +106,8 @@ fn feed(invocation: &Invocation, input: usize, mut pipe: ChildStdin) {
     }
 }
 
-/// A directory being watched, and whose port it is.
-struct Watches {
+/// The directories of `many` ports, being watched.
+pub(super) struct Watches {
     notify: Option<File>,
     ports: Vec<(i32, usize)>,
 }
@@ -116,8 +117,8 @@ fn watch(
     child: &mut Child,
     stdout: Option<(ChildStdout, usize)>,
     outputs: &mut OutputFiles,
+    mut watches: Watches,
 ) -> Result<(), Fault> {
-    let mut watches = Watches::begin(invocation, outputs)?;
     let ended = process::pidfd(child.id());
     let mut stream = match stdout {
         None => None,
@@ -150,7 +151,8 @@ fn watch(
 }
 
 impl Watches {
-    fn begin(invocation: &Invocation, outputs: &OutputFiles) -> Result<Watches, Fault> {
+    /// Watches before the program starts, so that the order of its files is known to the first.
+    pub(super) fn begin(invocation: &Invocation, outputs: &OutputFiles) -> Result<Watches, Fault> {
         let many: Vec<usize> = (0..invocation.invoke.outputs.len())
             .filter(|index| invocation.invoke.outputs[*index].kind == PortKind::Many)
             .collect();
