@@ -58,7 +58,8 @@ impl Invocation {
             InputValue::Null => Ok(Got::Null),
             InputValue::One { index } => {
                 let table = self.table()?;
-                let found = self.block(|| table.object(&self.node.segments, *index, Want::Sealed))?;
+                let found =
+                    self.block(*index, None, || table.object(&self.node.segments, *index, Want::Sealed))?;
                 self.show(found, 0)
             }
             InputValue::List { .. } => Err(is_list(input)),
@@ -89,7 +90,9 @@ impl Invocation {
             InputValue::Null => Ok(Got::Null),
             InputValue::List { index } => {
                 let table = self.table()?;
-                let found = self.block(|| table.item(&self.node.segments, *index, item, Want::Sealed))?;
+                let found = self.block(*index, Some(item), || {
+                    table.item(&self.node.segments, *index, item, Want::Sealed)
+                })?;
                 self.show(found, 0)
             }
             InputValue::Inline(_) | InputValue::One { .. } => Err(is_one(input)),
@@ -115,7 +118,7 @@ impl Invocation {
             InputValue::Null => Ok(None),
             InputValue::List { index } => {
                 let table = self.table()?;
-                match self.block(|| table.length(&self.node.segments, *index))? {
+                match self.block(*index, None, || table.length(&self.node.segments, *index))? {
                     Found::End { count } => Ok(Some(count)),
                     _ => Ok(None),
                 }
@@ -139,11 +142,11 @@ impl Invocation {
             }
             InputValue::One { index } => {
                 let table = self.table()?;
-                self.block(|| table.object(&self.node.segments, *index, want))?
+                self.block(*index, None, || table.object(&self.node.segments, *index, want))?
             }
             InputValue::List { index } => {
                 let table = self.table()?;
-                self.block(|| table.item(&self.node.segments, *index, item, want))?
+                self.block(*index, Some(item), || table.item(&self.node.segments, *index, item, want))?
             }
         };
         match self.show(found, offset)? {
@@ -212,8 +215,10 @@ impl Invocation {
         let table = self.table()?;
         let maps = &self.node.segments;
         match item {
-            None => self.block(|| table.object(maps, table_index, Want::Sealed)),
-            Some(item) => self.block(|| table.item(maps, table_index, item, Want::Sealed)),
+            None => self.block(table_index, None, || table.object(maps, table_index, Want::Sealed)),
+            Some(item) => {
+                self.block(table_index, Some(item), || table.item(maps, table_index, item, Want::Sealed))
+            }
         }
     }
 

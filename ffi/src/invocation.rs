@@ -6,7 +6,8 @@ use crate::memory::{Memory, Slab};
 use crate::node::{LONG_WAIT, Node, Urgency};
 use crate::output::Outputs;
 use crate::segments::lock;
-use dflow_proto::link::{InputValue, Invoke, Outcome, Report, Times};
+use dflow_proto::limits::WAITS_MAX;
+use dflow_proto::link::{InputValue, Invoke, Outcome, Report, Times, Wait};
 use dflow_shm::page::PageWriter;
 use dflow_shm::table::{BadTable, Found, Look, TableReader, WaitOn};
 use std::ffi::CString;
@@ -59,6 +60,7 @@ pub struct Invocation {
     began: Instant,
     cpu_us_before: u64,
     wait_us: AtomicU64,
+    waits: Mutex<Vec<Wait>>,
     pub(crate) put_us: AtomicU64,
 }
 
@@ -110,6 +112,7 @@ impl Invocation {
             began: Instant::now(),
             cpu_us_before: cpu_us(),
             wait_us: AtomicU64::new(0),
+            waits: Mutex::default(),
             put_us: AtomicU64::new(0),
         })
     }
@@ -133,7 +136,13 @@ impl Invocation {
     }
 
     /// Looks until there is something to see: spins, then sleeps where the change will show.
-    pub(crate) fn block(&self, mut look: impl FnMut() -> Result<Look, BadTable>) -> Result<Found, Fault> {
+    /// `index` is the entry of the table and `item` the item of its list, for the record of the wait.
+    pub(crate) fn block(
+        &self,
+        index: u32,
+        item: Option<u32>,
+        mut look: impl FnMut() -> Result<Look, BadTable>,
+    ) -> Result<Found, Fault> {
         let mut next = || look().map_err(|e| Fault::new(Code::Node, e.to_string()));
         let mut wait = match next()? {
             Look::Ready(found) => return self.found(found),
@@ -159,8 +168,30 @@ impl Invocation {
         if slept && yields {
             self.node.report(&Report::Resumed, Urgency::IfTokensWanted)?;
         }
-        self.wait_us.fetch_add(start.elapsed().as_micros() as u64, Ordering::Relaxed);
+        let wait_us = start.elapsed().as_micros() as u64;
+        self.wait_us.fetch_add(wait_us, Ordering::Relaxed);
+        if yields && wait_us > 0 {
+            self.note_wait(index, item, start.duration_since(self.began).as_micros() as u64, wait_us);
+        }
         found.and_then(|found| self.found(found))
+    }
+
+    /// Keeps the wait if it is among the longest. Only the main thread's: others may wait while it
+    /// computes.
+    fn note_wait(&self, index: u32, item: Option<u32>, from_us: u64, wait_us: u64) {
+        let here = |value: &InputValue| matches!(value, InputValue::One { index: i } | InputValue::List { index: i } if *i == index);
+        let Some(input) = self.invoke.inputs.iter().position(|input| here(&input.value)) else { return };
+        let wait = Wait { input: input as u16, item, from_us, until_us: from_us + wait_us };
+        let mut waits = lock(&self.waits);
+        if waits.len() < WAITS_MAX {
+            waits.push(wait);
+            return;
+        }
+        let shortest = waits.iter().enumerate().min_by_key(|(_, w)| w.until_us - w.from_us);
+        if let Some((at, _)) = shortest.filter(|(_, w)| w.until_us - w.from_us < wait_us) {
+            waits.remove(at);
+            waits.push(wait);
+        }
     }
 
     fn spin(&self, wait: &WaitOn, start: Instant, slept: bool) -> bool {
@@ -199,6 +230,10 @@ impl Invocation {
             },
         };
         outputs.withdraw(&self.node)?;
+        let waits = std::mem::take(&mut *lock(&self.waits));
+        if !waits.is_empty() {
+            self.node.report(&Report::Waited { waits }, Urgency::Later)?;
+        }
         let total_us = self.began.elapsed().as_micros() as u64;
         let times = Times {
             setup_us: self.began.duration_since(self.taken).as_micros() as u64,

@@ -25,6 +25,8 @@ pub struct NodeConfig {
     pub strict: bool,
     /// Huge pages for the store where the kernel has them.
     pub huge_pages: bool,
+    /// Keep a journal of each run: what traces, reports and the history are made of.
+    pub journal: bool,
     /// Seconds a function may take to load (imports, dlopen).
     pub load_timeout_s: u64,
     /// Where `dflow-zygote`, `libdflow.so` and the Python package lie.
@@ -46,6 +48,7 @@ impl Default for NodeConfig {
             spin_us: 0,
             strict: false,
             huge_pages: true,
+            journal: true,
             load_timeout_s: 60,
             libexec: Libexec::find(),
         }

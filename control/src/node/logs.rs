@@ -90,6 +90,14 @@ impl Tail {
         }
     }
 
+    fn end_line(&self, lines: &LogLines) {
+        let mut printed = self.lock();
+        if !printed.line.is_empty() {
+            let line = std::mem::take(&mut printed.line);
+            lines.push(&printed.label, &line);
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Printed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,9 +152,14 @@ impl Logs {
         Ok(tail)
     }
 
-    /// Reads now what is still in the pipe, so that an error report has the last words.
+    /// Reads now what is still in the pipe and ends its last line: an error report has the last words,
+    /// and what the process prints for its next invocation begins a line of its own.
     pub(crate) fn flush(&self, id: u64) {
         self.0.read(id);
+        let pipes = self.0.pipes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, tail)) = pipes.get(&id) {
+            tail.end_line(&self.0.lines);
+        }
     }
 
     /// Closes the pipe, even if some escaped descendant still holds its writing end.
@@ -164,6 +177,7 @@ impl Drain {
         for _ in 0..64 {
             match rustix::io::read(pipe, &mut buffer) {
                 Ok(0) => {
+                    tail.end_line(&self.lines);
                     pipes.remove(&id);
                     return;
                 }
@@ -190,11 +204,11 @@ mod tests {
         assert_eq!(tail.text(), "one\ntwo\nrest");
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         let mut lines = Vec::new();
-        while lines.len() < 2 && std::time::Instant::now() < deadline {
+        while lines.len() < 3 && std::time::Instant::now() < deadline {
             lines.extend(logs.lines().take().0);
         }
         let texts: Vec<_> = lines.iter().map(|l| (l.step.as_str(), l.text.as_str())).collect();
-        assert_eq!(texts, [("count[3]", "one"), ("count[3]", "two")]);
+        assert_eq!(texts, [("count[3]", "one"), ("count[3]", "two"), ("count[3]", "rest")]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub use config::{Libexec, NodeConfig};
 pub use error::{RunFailure, StartError, SubmitError};
 pub use logs::{LogLine, LogLines};
 pub use object::{ObjectView, OutputValue};
-pub use view::{Journal, Record, RunView, StepView, Watch, What};
+pub use view::{Failed, Journal, Record, RunView, StepView, Watch, What};
 
 use crate::workflow::Workflow;
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};

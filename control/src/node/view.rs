@@ -3,12 +3,14 @@
 //! The engine writes both as it applies events; readers take snapshots. Nothing here decides.
 
 use dflow_core::graph::Graph;
-use dflow_proto::link::Times;
+use dflow_proto::link::{Times, Wait};
 use dflow_proto::{InvocationId, RunId, Tick};
 use std::sync::{Arc, Mutex};
 
 /// Records one run may keep; what comes after is counted, not kept.
 const RECORDS_MAX: usize = 4_000_000;
+/// Failures one run may keep with their messages.
+const FAILURES_MAX: usize = 1000;
 
 /// The state of a run at one moment.
 #[derive(Clone, Debug, Default)]
@@ -80,10 +82,14 @@ pub enum What {
     },
     /// The function's first line.
     Began,
-    /// It sleeps in a get.
+    /// The node had to make it wait for memory before it could be given to a worker, until now.
+    Memory,
+    /// It sleeps in a get. When the node heard of it, which may be later ([`What::Waited`]).
     Blocked,
-    /// It is awake.
+    /// It is awake, as late.
     Resumed,
+    /// It had waited for an input, by its own clock; told at the attempt's end.
+    Waited(Wait),
     /// The first byte of an output exists.
     FirstByte {
         /// Output port.
@@ -100,6 +106,11 @@ pub enum What {
         /// Its size.
         bytes: u64,
     },
+    /// The step's condition or switch was decided (attempt 0).
+    Decided {
+        /// For a switch the index of the chosen case, one past the last if none; for `when` 1 if it holds.
+        choice: u32,
+    },
     /// The attempt is over.
     Ended {
         /// It ended well.
@@ -109,6 +120,21 @@ pub enum What {
     },
 }
 
+/// An attempt that failed, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// When the scheduler decided what follows.
+    pub at: Tick,
+    /// Whose.
+    pub invocation: InvocationId,
+    /// The try.
+    pub attempt: u32,
+    /// For people: what, and what to do.
+    pub message: String,
+    /// It is tried again.
+    pub retried: bool,
+}
+
 /// The records of one run, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Journal {
@@ -116,6 +142,8 @@ pub struct Journal {
     pub records: Vec<Record>,
     /// Records beyond the limit.
     pub dropped: u64,
+    /// Failures with their messages, the first of them.
+    pub failures: Vec<Failed>,
 }
 
 /// A run as its watchers hold it.
@@ -124,15 +152,17 @@ pub struct Watch {
     /// The run.
     pub run: RunId,
     state: Arc<Mutex<(RunView, Journal)>>,
+    /// Whether records are kept; the view is kept in any case.
+    journal: bool,
 }
 
 impl Watch {
     /// A view of a run that has just been submitted.
-    pub fn new(run: RunId, graph: &Graph, now: Tick) -> Self {
+    pub fn new(run: RunId, graph: &Graph, now: Tick, journal: bool) -> Self {
         let steps =
             graph.steps.iter().map(|s| StepView { name: s.name.clone(), ..StepView::default() }).collect();
         let view = RunView { steps, submitted: now, ended: None };
-        Watch { run, state: Arc::new(Mutex::new((view, Journal::default()))) }
+        Watch { run, state: Arc::new(Mutex::new((view, Journal::default()))), journal }
     }
 
     /// The state now.
@@ -140,7 +170,7 @@ impl Watch {
         self.lock().0.clone()
     }
 
-    /// Takes the journal out; meant for after the run's end.
+    /// Takes the journal out; meant for after the run's end. Empty if the node keeps none.
     pub fn take_journal(&self) -> Journal {
         std::mem::take(&mut self.lock().1)
     }
@@ -174,13 +204,24 @@ impl Watch {
                 step.done += u32::from(ok);
                 step.last_end = Some(record.at);
             }
-            What::Began | What::FirstByte { .. } => {}
+            What::Began | What::Memory | What::FirstByte { .. } | What::Waited(_) | What::Decided { .. } => {}
+        }
+        if !self.journal {
+            return;
         }
         let journal = &mut state.1;
         if journal.records.len() < RECORDS_MAX {
             journal.records.push(record);
         } else {
             journal.dropped += 1;
+        }
+    }
+
+    /// Writes down why an attempt failed.
+    pub(crate) fn failed(&self, failed: Failed) {
+        let failures = &mut self.lock().1.failures;
+        if failures.len() < FAILURES_MAX {
+            failures.push(failed);
         }
     }
 

@@ -29,5 +29,7 @@ pub const WORKFLOW_BYTES_MAX: u64 = 64 << 20;
 pub const CONDITION_BYTES_MAX: u64 = 1 << 20;
 /// What is kept of a worker's stderr for an error report. Bytes.
 pub const STDERR_TAIL_BYTES: usize = 8 << 10;
+/// Waits of one invocation that it tells the node of; of more, the longest.
+pub const WAITS_MAX: usize = 64;
 /// Attempts of one invocation, whatever the workflow asks.
 pub const ATTEMPTS_MAX: u32 = 100;

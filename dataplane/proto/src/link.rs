@@ -214,6 +214,15 @@ pub enum Report {
         /// The extent as granted.
         extent: Extent,
     },
+    /// Where the invocation waited for its inputs, in the order of time. Comes before
+    /// [`Report::Ended`], and only if it waited: `Blocked` and `Resumed` reach the node when it next
+    /// looks, so they cannot tell when the wait was.
+    Waited {
+        /// At most [`limits::WAITS_MAX`], the longest.
+        ///
+        /// [`limits::WAITS_MAX`]: crate::limits::WAITS_MAX
+        waits: Vec<Wait>,
+    },
     /// The invocation is over.
     Ended {
         /// How.
@@ -223,6 +232,19 @@ pub enum Report {
         /// The process has children of its own left and must not be reused.
         tainted: bool,
     },
+}
+
+/// A wait of an invocation for one of its inputs. Times in microseconds since its first line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// Index of the input.
+    pub input: u16,
+    /// Item of a list; `None` for a single object, or for the length of a list.
+    pub item: Option<u32>,
+    /// When it began.
+    pub from_us: u64,
+    /// When it was over.
+    pub until_us: u64,
 }
 
 /// How an invocation ended, as the worker saw it.

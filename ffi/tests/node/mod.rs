@@ -284,7 +284,7 @@ impl Node {
 
     pub(crate) fn take(&mut self, worker: &mut Worker, report: Report, done: &mut Done) {
         match report {
-            Report::Began | Report::Ready { .. } | Report::Resumed => {}
+            Report::Began | Report::Ready { .. } | Report::Resumed | Report::Waited { .. } => {}
             Report::Blocked => done.blocked += 1,
             Report::Reserve { ticket, bytes, file: true, .. } => {
                 done.reserves += 1;

@@ -1,7 +1,7 @@
 //! What the scheduler asks for, done.
 
 use super::{Attempt, Engine, Phase, RunState};
-use crate::node::view::{Record, What};
+use crate::node::view::{Failed, Record, What};
 use crate::workflow::{FunctionSpec, Workflow};
 use dflow_core::graph::ErrorClass;
 use dflow_core::graph::StepKind;
@@ -117,10 +117,12 @@ impl Engine {
             Note::Expanded { step, items, .. } => watch.step(*step, |s| s.items = Some(*items)),
             Note::Skipped { step } => watch.step(*step, |s| s.skipped = true),
             Note::Retrying { invocation, attempt, failure, .. } => {
+                watch.failed(failed(self.now(), *invocation, *attempt, failure, true));
                 tracing::info!(?run, ?invocation, attempt, message = failure.message, "tried again");
                 watch.step(invocation.step, |s| s.retried += 1);
             }
             Note::Failed { invocation, attempt, failure, tolerated } => {
+                watch.failed(failed(self.now(), *invocation, *attempt, failure, false));
                 tracing::info!(?run, ?invocation, attempt, message = failure.message, tolerated, "failed");
                 watch.step(invocation.step, |s| s.failed += 1);
             }
@@ -135,6 +137,10 @@ impl Engine {
             self.deliver(run, result);
         }
     }
+}
+
+fn failed(at: Tick, invocation: InvocationId, attempt: u32, failure: &Failure, retried: bool) -> Failed {
+    Failed { at, invocation, attempt, message: failure.message.clone(), retried }
 }
 
 /// What runs a step; `None` for a switch.

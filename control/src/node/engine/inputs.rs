@@ -100,6 +100,9 @@ impl Engine {
             Err(message) => return self.fail(run, invocation, "Input", message),
         }
         if late {
+            if let Some(state) = self.runs.get(&run) {
+                state.watch.record(Record { at: self.now(), invocation, attempt, what: What::Memory });
+            }
             // Consumers were told that this producer runs when it had no page yet.
             self.relink_run(run);
         }

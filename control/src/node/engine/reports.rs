@@ -7,7 +7,7 @@ use crate::node::view::{Record, What};
 use dflow_core::graph::ErrorClass;
 use dflow_core::scheduler::{Event, Failure, Outcome, Put};
 use dflow_proto::ids::Extent;
-use dflow_proto::limits::ALLOTMENT_BYTES_MAX;
+use dflow_proto::limits::{ALLOTMENT_BYTES_MAX, WAITS_MAX};
 use dflow_proto::link::{self, Command, Report};
 use dflow_proto::store::{Owner, Purpose, Reserve};
 use dflow_proto::zygote::Exit;
@@ -90,6 +90,14 @@ impl Engine {
             Report::Unused { extent } => {
                 if let Err(error) = self.store.give_back(owner, extent) {
                     self.misbehaved(worker, &error.to_string());
+                }
+                return;
+            }
+            Report::Waited { waits } => {
+                if let Some(state) = self.runs.get(&run) {
+                    let at = self.now();
+                    let record = |wait| Record { at, invocation, attempt: number, what: What::Waited(wait) };
+                    waits.into_iter().take(WAITS_MAX).for_each(|wait| state.watch.record(record(wait)));
                 }
                 return;
             }
@@ -185,6 +193,8 @@ impl Engine {
     /// A worker says that its invocation is over.
     fn finished(&mut self, worker: WorkerId, job: Job, outcome: link::Outcome, tainted: bool) {
         let stopping = self.attempts.get(&job).is_none_or(|a| a.stopping);
+        // What it printed is its own, and not that of the invocation the process executes next.
+        self.logs.flush(worker.0);
         let tail = match outcome {
             link::Outcome::Ok | link::Outcome::Poisoned => String::new(),
             _ => self.tail(worker),

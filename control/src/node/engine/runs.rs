@@ -40,7 +40,7 @@ impl Engine {
                 unreachable!("an input's own grant was refused: {error}");
             }
         }
-        let watch = Watch::new(run, &workflow.graph, self.now());
+        let watch = Watch::new(run, &workflow.graph, self.now(), self.config.journal);
         let pools: Vec<_> =
             workflow.functions.iter().map(|f| self.pools.find(f, &workflow.source_dir)).collect();
         self.warm_first(&workflow, &pools);

@@ -1,13 +1,14 @@
 //! Values that the node itself looks at: those of conditions, and JSON lists that a foreach iterates.
 
 use super::Engine;
+use crate::node::view::{Record, What};
 use crate::workflow::{ValueType, element_bytes, list_elements};
 use dflow_core::graph::{Case, Source, StepIndex, StepKind};
 use dflow_core::scheduler::{Event, Resolved};
-use dflow_proto::RunId;
 use dflow_proto::ids::Extent;
 use dflow_proto::limits::CONDITION_BYTES_MAX;
 use dflow_proto::store::{Lease, Leased};
+use dflow_proto::{InvocationId, RunId};
 use std::ops::Range;
 
 /// A question that waits until an object is back from disk.
@@ -42,7 +43,14 @@ impl Engine {
     /// Answers a step's `when` or switch.
     pub(super) fn evaluate(&mut self, run: RunId, step: StepIndex) {
         match self.decide(run, step) {
-            Some(result) => self.events.push_back(Event::Evaluated { run, step, result }),
+            Some(result) => {
+                if let (Ok(choice), Some(state)) = (&result, self.runs.get(&run)) {
+                    let what = What::Decided { choice: *choice };
+                    let invocation = InvocationId { step, item: 0 };
+                    state.watch.record(Record { at: self.now(), invocation, attempt: 0, what });
+                }
+                self.events.push_back(Event::Evaluated { run, step, result });
+            }
             None => self.parked.push(Parked::Evaluate(run, step)),
         }
     }
