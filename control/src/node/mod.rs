@@ -17,6 +17,7 @@ mod object;
 mod pool;
 mod spill;
 mod stage;
+mod sweep;
 mod view;
 mod watchdog;
 

@@ -2,6 +2,7 @@
 //! `object_store` on a runtime of its own, so that the engine never waits for a disk.
 
 use super::engine::{Request, Requests};
+use super::sweep::sweep;
 use bytes::Bytes;
 use dflow_proto::SegmentId;
 use dflow_proto::store::{DiskError, ObjectId};
@@ -41,7 +42,7 @@ impl Spiller {
     /// dead nodes left.
     pub(super) fn start(root: &Path, requests: Requests) -> io::Result<Self> {
         fs::create_dir_all(root)?;
-        sweep(root)?;
+        sweep(root, PREFIX)?;
         let dir = root.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir_all(&dir).and_then(|()| fs::remove_dir(&dir))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -178,34 +179,9 @@ fn io_error(error: &io::Error) -> DiskError {
     }
 }
 
-/// Removes the directories of nodes whose process is gone.
-fn sweep(root: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(root)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|p| p.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            tracing::info!(dir = %entry.path().display(), "removing what a dead node spilled");
-            fs::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_dead_node_left_is_removed() {
-        let root = tempfile::tempdir().expect("a directory");
-        let dead = root.path().join(format!("{PREFIX}4294967295"));
-        let mine = root.path().join(format!("{PREFIX}{}", std::process::id()));
-        let other = root.path().join("precious");
-        [&dead, &mine, &other].into_iter().for_each(|d| fs::create_dir(d).expect("made"));
-        sweep(root.path()).expect("swept");
-        assert_eq!([dead, mine, other].map(|d| d.exists()), [false, true, true]);
-    }
 
     #[test]
     fn a_full_disk_is_told_apart() {

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 /// Log ids of zygotes: workers count from 1 upwards and never get here.
 const ZYGOTE_LOGS: u64 = 1 << 63;
 /// Where `exec` functions find their inputs and put their outputs: memory, like the store.
-const SCRATCH_ROOT: &str = "/dev/shm";
+pub(super) const SCRATCH_ROOT: &str = "/dev/shm";
+/// Scratch directories begin with this; the node's process id and the pool's number follow.
+pub(super) const SCRATCH_PREFIX: &str = "dflow-";
 
 /// A fork server.
 pub(super) struct Zygote {
@@ -48,7 +50,7 @@ impl Zygote {
         let tail = logs.add(log, reader).map_err(|e| text("watch a pipe", &e))?;
         tail.begin(name);
         let scratch = matches!(spec.runtime, Runtime::Exec { .. })
-            .then(|| PathBuf::from(format!("{SCRATCH_ROOT}/dflow-{}-{mark}", std::process::id())));
+            .then(|| PathBuf::from(format!("{SCRATCH_ROOT}/{SCRATCH_PREFIX}{}-{mark}", std::process::id())));
         // The socket takes the place of standard input: the one number that a child inherits
         // without a step between fork and exec.
         let args = ZygoteArgs { socket: 0, scratch, memory_bytes: 0, runtime: runtime_args(spec) };

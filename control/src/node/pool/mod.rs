@@ -20,6 +20,7 @@ pub(crate) use worker::{State, Worker};
 use super::config::NodeConfig;
 use super::error::StartError;
 use super::logs::Logs;
+use super::sweep::sweep;
 use crate::workflow::FunctionSpec;
 use dflow_dataplane::Arena;
 use dflow_proto::zygote::{Exit, FromZygote, ToZygote};
@@ -108,6 +109,9 @@ impl Pools {
         logs: Logs,
     ) -> Result<Self, StartError> {
         let system = |source| StartError::System { what: "share the epoll set", source };
+        if let Err(error) = sweep(Path::new(launch::SCRATCH_ROOT), launch::SCRATCH_PREFIX) {
+            tracing::warn!(%error, "scratch directories of dead nodes could not be removed");
+        }
         let page = NodePageWriter::new(arena.map()).map_err(|e| StartError::System {
             what: "use the node page",
             source: std::io::Error::other(e),

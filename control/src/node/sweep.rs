@@ -1,0 +1,40 @@
+//! What nodes that were killed have left: directories whose names tell whose they were.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Removes the directories of `root` called `PREFIX<pid>` or `PREFIX<pid>-...` whose process is gone.
+///
+/// # Errors
+/// `root` cannot be read, or one of them cannot be removed.
+pub(super) fn sweep(root: &Path, prefix: &str) -> io::Result<()> {
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|n| n.strip_prefix(prefix)).and_then(|n| n.split('-').next());
+        let Some(pid) = owner.and_then(|pid| pid.parse::<u32>().ok()) else { continue };
+        if !Path::new(&format!("/proc/{pid}")).exists() {
+            tracing::info!(dir = %entry.path().display(), "removing what a dead node left");
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_dead_nodes_left_is_removed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dead = format!("x-{}", u32::MAX);
+        let names =
+            [dead.clone(), format!("{dead}-7"), format!("x-{}", std::process::id()), "x-precious".into()];
+        let paths = names.map(|name| root.path().join(name));
+        paths.iter().for_each(|d| fs::create_dir(d).expect("made"));
+        sweep(root.path(), "x-").expect("swept");
+        assert_eq!(paths.map(|d| d.exists()), [false, false, true, true]);
+    }
+}
