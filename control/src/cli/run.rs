@@ -174,7 +174,7 @@ fn follow(args: &RunArgs, node: &Node, handle: RunHandle, sink: &Sink) -> Exit {
         let result = handle.wait(Some(FRAME));
         let view = handle.watch().view();
         if args.logs {
-            live.print(&node.logs());
+            live.print(node.logs());
         }
         live.update(&view, begun.elapsed().as_secs_f64());
         if let Some(result) = result {

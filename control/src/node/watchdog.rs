@@ -95,8 +95,9 @@ mod tests {
 
     #[test]
     fn tells_who_exceeds_once() {
-        let (tx, rx) = mpsc::channel();
-        let dog = Watchdog::start(move |w, used, limit| drop(tx.send((w, used > limit)))).expect("thread");
+        let (tx, rx) = mpsc::sync_channel(8);
+        let report = move |worker, used, limit| tx.send((worker, used > limit)).expect("the test waits");
+        let dog = Watchdog::start(report).expect("thread");
         dog.watch(WorkerId(1), std::process::id(), 1 << 40);
         dog.watch(WorkerId(2), std::process::id(), 4096);
         assert_eq!(rx.recv_timeout(Duration::from_secs(5)), Ok((WorkerId(2), true)));
