@@ -3,6 +3,7 @@
 //! It sleeps in `select`, which only waits; everything that changes state is a plain call in
 //! `turn`, in a fixed order: requests, function processes, clock, then events until none is left.
 
+mod dispatch;
 mod effects;
 mod inputs;
 mod memory;
