@@ -1,7 +1,9 @@
 //! What the tests on the real kernel share.
 //!
+//! - [`conformance`]: the laws of transports;
 //! - [`run`]: `dflow run` as a user types it, with nothing left behind;
 //! - [`sim`]: whole runs of the scheduler under faults, deterministic by seed.
 
+pub mod conformance;
 pub mod run;
 pub mod sim;

@@ -282,7 +282,7 @@ pub fn severed_anywhere<W: World>(world: W) {
 pub fn a_storm_is_survived<W: World>(world: W) {
     let mut bed = Bed::new(world, 2, |_| {});
     let region = bed.region(1);
-    let mut wanted: BTreeMap<u64, u64> = (0..400).map(|i| (i * 110_001, (i % 7) * 30_000 + 1)).collect();
+    let mut wanted: BTreeMap<u64, u64> = (0..400).map(|i| (i * 45_001, (i % 7) * 30_000 + 1)).collect();
     let (mut rounds, mut failures) = (0, 0);
     while !wanted.is_empty() {
         rounds += 1;

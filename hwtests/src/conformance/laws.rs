@@ -1,6 +1,6 @@
 //! What holds between peers that keep to the protocol.
 
-use super::{Bed, ROOM, World, assert_bytes, assert_read};
+use super::{Bed, World, assert_bytes, assert_read};
 use dflow_dataplane::transport::{Broken, Config, Epoch, NodeId, Op, OpError, RefusedWhy, Secret, Transport};
 use dflow_proto::wire::ErrorCode;
 use dflow_proto::wire::handshake::{HandshakeError, Refusal};
@@ -55,7 +55,7 @@ pub fn ten_thousand_reads<W: World>(world: W) {
     let region = bed.region(1);
     for index in 0..10_000_u64 {
         let bytes = if index % 100 == 0 { 20_000 } else { index % 3000 };
-        bed.nodes[0].read(connection, region, index * 37, index * 4096 % (ROOM - 20_000), bytes);
+        bed.nodes[0].read(connection, region, index * 37, index * 4096 % (40 << 20), bytes);
     }
     assert_eq!(bed.nodes[0].under_way(), 10_000);
     // Their rooms overlap, so only what they report is checked.

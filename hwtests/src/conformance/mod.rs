@@ -34,10 +34,10 @@ pub trait World {
     fn any_address(&self) -> SocketAddr;
 }
 
-/// Bytes of each node's segment: its own first half, which peers read, and room to read into.
-pub const SEGMENT_BYTES: u64 = 96 << 20;
+/// Bytes of each node's segment: what its peers read, and room to read into.
+pub const SEGMENT_BYTES: u64 = ROOM + (52 << 20);
 /// Where the room begins.
-pub const ROOM: u64 = SEGMENT_BYTES / 2;
+pub const ROOM: u64 = 20 << 20;
 /// No law takes longer, in the transport's own time.
 const PATIENCE_MS: u64 = 60_000;
 
@@ -291,12 +291,13 @@ impl<W: World> Bed<W> {
         let address = self.nodes[to].transport.address().expect("all nodes listen");
         let (peer, deadline) = (self.nodes[to].id, self.nodes[from].in_ms(PATIENCE_MS));
         let own = self.nodes[from].id;
-        let before = self.nodes[to].connected.len();
+        let before: Vec<_> = self.nodes[to].connected.keys().copied().collect();
         let connection = self.nodes[from].transport.connect(address, Some(peer), deadline);
         self.until("connected", |bed| {
             let why = bed.nodes[from].disconnected.get(&connection);
             assert_eq!(why, None, "cannot connect");
-            bed.nodes[from].connected.contains_key(&connection) && bed.nodes[to].connected.len() > before
+            bed.nodes[from].connected.contains_key(&connection)
+                && bed.nodes[to].connected.keys().any(|known| !before.contains(known))
         });
         assert_eq!(self.nodes[from].peer(connection), Some(peer));
         assert!(self.nodes[to].connection_to(own).is_some());

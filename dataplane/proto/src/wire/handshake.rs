@@ -45,7 +45,7 @@ pub struct Identity {
 pub enum Role {
     /// The first stream of a new connection that will have so many lanes.
     Control {
-        /// Bulk streams that will follow, each with the session that `Welcome` names.
+        /// Bulk streams that will follow (one at least), each with the session that `Welcome` names.
         lanes: u16,
     },
     /// Lane `lane` (from 1) of the connection `session`.
@@ -219,7 +219,7 @@ impl Hello {
         let cluster = core::str::from_utf8(fields.take(length, "cluster's name")?)
             .map_err(|_| Malformed::Inconsistent { what: "cluster's name" })?;
         let role = match (lane, lanes) {
-            (0, lanes) if lanes <= LANES_MAX && session == 0 => Role::Control { lanes },
+            (0, lanes) if lanes > 0 && lanes <= LANES_MAX && session == 0 => Role::Control { lanes },
             (lane, 0) if lane > 0 && lane <= LANES_MAX => Role::Lane { session, lane },
             _ => return Err(Malformed::Inconsistent { what: "lanes" }),
         };

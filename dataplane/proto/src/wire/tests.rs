@@ -27,7 +27,7 @@ fn region() -> impl Strategy<Value = Region> {
 
 fn role() -> impl Strategy<Value = Role> {
     prop_oneof![
-        (0..=LANES_MAX).prop_map(|lanes| Role::Control { lanes }),
+        (1..=LANES_MAX).prop_map(|lanes| Role::Control { lanes }),
         (any::<u64>(), 1..=LANES_MAX).prop_map(|(session, lane)| Role::Lane { session, lane }),
     ]
 }
