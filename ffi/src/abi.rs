@@ -35,7 +35,7 @@ pub struct CInfo {
 // SAFETY: the pointers are into the CStrings of the Invocation that owns the struct, which are never
 // changed.
 unsafe impl Send for CInfo {}
-// SAFETY: as above.
+// SAFETY: as for Send: what they point to is never changed while the struct lives.
 unsafe impl Sync for CInfo {}
 
 /// Runs the body of an exported function.

@@ -23,7 +23,7 @@ fn time_us(usage: &libc::rusage) -> u64 {
 pub(crate) fn has_one_thread() -> bool {
     static FLAG: OnceLock<Option<&'static AtomicU8>> = OnceLock::new();
     let flag = FLAG.get_or_init(|| {
-        // SAFETY: dlsym reads a C string.
+        // SAFETY: dlsym reads the name, a C string literal that lives for ever, and changes nothing.
         let flag = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
         // SAFETY: glibc's flag is one byte that lives as long as the process. glibc clears it before a
         // second thread begins, from the only thread there is, so that thread sees it cleared.
@@ -88,7 +88,7 @@ pub(crate) fn has_children() -> bool {
 pub(crate) fn kill(pid: i32) {
     // Signalling 0, -1 or init's group would reach processes that are not ours.
     assert!(pid.unsigned_abs() > 1, "kill of {pid}");
-    // SAFETY: kill touches no memory.
+    // SAFETY: kill takes two numbers and touches no memory; whom it may hit is asserted above.
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 

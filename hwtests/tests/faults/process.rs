@@ -1,6 +1,7 @@
 //! Programs as functions, and `dflow` itself interrupted or killed.
 
 use dflow_hwtests::run::Scene;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::time::{Duration, Instant};
 
 const SLEEPER: &str = "functions:\n  f: {runtime: exec, command: [sh, -c, \"sleep 1000 & sleep 1000\"], stdout: data, outputs: {data: {type: text}}}\n\
@@ -19,18 +20,17 @@ fn sleeping(scene: &Scene) -> dflow_hwtests::run::Going {
 }
 
 /// Sends a signal to `dflow`, or (as a terminal does for Ctrl-C) to its whole process group.
-fn signal(pid: u32, signal: i32, group: bool) {
-    let target = if group { -(pid as i32) } else { pid as i32 };
-    // SAFETY: kill takes numbers only; the process is this test's own child, leads a group of its
-    // own and has not been reaped.
-    assert_eq!(unsafe { libc::kill(target, signal) }, 0);
+fn signal(pid: u32, signal: Signal, group: bool) {
+    let pid = Pid::from_raw(pid as i32).expect("a process has a number");
+    let sent = if group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
+    sent.expect("this test's own child, not yet reaped");
 }
 
 #[test]
 fn ctrl_c_ends_the_run_and_all_its_processes() {
     let scene = Scene::new();
     let going = sleeping(&scene);
-    signal(going.child.id(), libc::SIGINT, true);
+    signal(going.child.id(), Signal::INT, true);
     going.end().expect(130, &["cancelled", "Ctrl-C"]);
     scene.assert_nothing_left();
 }
@@ -39,7 +39,7 @@ fn ctrl_c_ends_the_run_and_all_its_processes() {
 fn kill_9_of_dflow_leaves_no_process() {
     let scene = Scene::new();
     let going = sleeping(&scene);
-    signal(going.child.id(), libc::SIGKILL, false);
+    signal(going.child.id(), Signal::KILL, false);
     assert_eq!(going.end().code, -1);
     scene.assert_nothing_left();
 }

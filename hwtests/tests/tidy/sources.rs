@@ -5,13 +5,31 @@ use crate::{TextFile, expect_none, text_files};
 
 /// The files that may say `unsafe`, each with what it needs it for. Everything else is safe code
 /// over these.
-const UNSAFE_FILES: [(&str, &str); 3] = [
+const UNSAFE_FILES: [(&str, &str); 18] = [
+    ("control/src/node/object.rs", "a view of a sealed, leased object as a slice"),
+    ("dataplane/src/arena.rs", "views of sealed, leased objects as slices"),
+    ("dataplane/src/prefault.rs", "a low priority for the thread that touches pages ahead of use"),
+    ("dataplane/src/transport/sys.rs", "socket calls that fill memory of the arena"),
+    (
+        "dataplane/src/transport/uring.rs",
+        "the submission queue, whose entries point into memory of the arena",
+    ),
     ("dataplane/shm/src/futex.rs", "the futex system call"),
+    ("dataplane/shm/src/ring_loom.rs", "the ring's memory as loom models it"),
     ("dataplane/shm/src/pass.rs", "control messages of sockets, and owning the descriptors they bring"),
     (
         "dataplane/shm/src/segment.rs",
         "mappings: the one place where addresses of shared memory become references",
     ),
+    ("ffi/src/abi.rs", "the C interface of functions: pointers that C hands over"),
+    ("ffi/src/abi_worker.rs", "the C interface of language bindings: pointers that C hands over"),
+    ("ffi/src/bin/zygote.rs", "loading libdflow"),
+    ("ffi/src/input.rs", "views of inputs that C reads"),
+    ("ffi/src/process.rs", "system calls about processes"),
+    ("ffi/src/runtime/exec/mod.rs", "what happens between fork and exec"),
+    ("ffi/src/runtime/exec/pump.rs", "splicing a program's output into the store"),
+    ("ffi/src/runtime/native.rs", "calling a function of a loaded library"),
+    ("ffi/src/zygote/child.rs", "what happens right after fork"),
 ];
 
 /// Lines at which a file is to be thought about, and at which it is refused.

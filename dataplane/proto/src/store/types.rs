@@ -253,7 +253,7 @@ pub enum StoreError {
     /// The request exceeds what the store could give when empty.
     #[error(
         "{need_bytes} bytes can never fit: the store has {have_bytes} bytes of memory and {spill_bytes} of \
-         spill space{}; raise the store's size or give it a spill directory with more room", 
+         spill space{}; raise the store's size or give it a spill directory with more room",
         .disk.as_ref().map(|e| alloc::format!(" (spilling failed: {e})")).unwrap_or_default()
     )]
     TooLarge {
