@@ -2,10 +2,12 @@
 //!
 //! - [`workflow`]: the front-end of the format `dflow/v1`: text in, checked graph or diagnostics out;
 //! - [`graphview`]: a workflow as a picture;
+//! - [`import`]: workflows of other systems;
 //! - [`node`]: the engine that owns scheduler, store and function processes;
 //! - [`cli`]: the command.
 
 pub mod cli;
 pub mod graphview;
+pub mod import;
 pub mod node;
 pub mod workflow;
