@@ -32,10 +32,8 @@ impl World<'_> {
             }
             Resolved::List { pinned: false, .. } => None,
             Resolved::Follow { producer, attempt, port } => {
-                let &(count, _) = self
-                    .lists
-                    .get(&(producer.step, *port))
-                    .filter(|&&(_, a)| a == *attempt || self.is_deterministic(producer.step))?;
+                let pinned = self.lists.get(&(producer.step, *port));
+                let &(count, _) = pinned.filter(|&&(_, by)| by == *attempt)?;
                 let items: Option<Vec<u64>> = (0..count)
                     .map(|e| self.store.get(&self.key(*producer, *port, e)).map(|s| s.value))
                     .collect();
@@ -143,7 +141,16 @@ impl World<'_> {
             let failure = Failure { class: ErrorClass::Error("Bug".into()), message: "simulated".into() };
             return self.end(key, Outcome::Failed(failure));
         }
-        let Some(out) = step.outputs.get(port) else { return self.end(key, Outcome::Ok) };
+        let Some(out) = step.outputs.get(port) else {
+            // Some take their time after the last put, and may die yet, when others have read it all.
+            let lingers = self.rng.chance(30) && !process.lingers;
+            if !lingers {
+                return self.end(key, Outcome::Ok);
+            }
+            self.processes.entry(key).and_modify(|p| p.lingers = true);
+            let delay = self.rng.below(2_000);
+            return self.later(delay, Happens::Act(key.0, key.1, attempt));
+        };
         let digest = truth::digest(key.0, key.1, &process.read, process.nonce);
         let port = port as u16;
         if out.kind == PortKind::Many && element == truth::count(digest, port) {

@@ -71,6 +71,7 @@ pub(super) struct Process {
     pub(super) doomed: bool,
     pub(super) hung: bool,
     pub(super) wrote_first: bool,
+    pub(super) lingers: bool,
     /// Objects it has announced.
     pub(super) begun: BTreeSet<ObjectKey>,
     /// Ports done, items of the present one done.
@@ -319,6 +320,7 @@ impl World<'_> {
             doomed: false,
             hung: false,
             wrote_first: false,
+            lingers: false,
             begun: BTreeSet::new(),
             port: 0,
             element: 0,
@@ -401,9 +403,7 @@ impl World<'_> {
             self.report.failed.remove(&key);
         } else {
             self.report.nonces.remove(&key);
-            if !self.is_deterministic(key.0) {
-                self.lists.retain(|&(step, _), _| step != key.0);
-            }
+            self.lists.retain(|&(step, _), _| step != key.0);
         }
         let invocation = InvocationId { step: key.0, item: key.1 };
         let attempt = process.attempt;

@@ -222,6 +222,7 @@ impl Run {
         }
         if phase == Phase::Stopping {
             self.steps[id.step as usize].invocations[id.item as usize].phase = Phase::Waiting;
+            self.closing.push(Ask::Settled(id.step));
             return self.agenda.push(Ask::Ready(id.step, id.item));
         }
         let failure = match outcome {

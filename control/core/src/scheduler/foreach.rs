@@ -149,13 +149,12 @@ impl Run {
         }
         for p in plan.ports_of(step) {
             self.agenda.push(Ask::Port(p));
-            for reader in plan.readers(p) {
-                match reader.role {
-                    Role::Items => self.agenda.push(Ask::Shrink(reader.step)),
-                    // They have seen a length that holds no more.
-                    Role::Input(_) if seen => self.poison_all(reader.step, cx),
-                    _ => {}
-                }
+            for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
+                self.agenda.push(Ask::Shrink(reader.step));
+            }
+            if seen {
+                // Its readers know a length that holds no more.
+                self.take_back(p, NONE, cx);
             }
             self.relink_whole(p, cx);
         }

@@ -71,7 +71,8 @@ impl Run {
             Some(Keep::One(_)) => Resolved::Object(self.reference(p, 0, 0)),
             Some(Keep::List(l)) => {
                 let (list, producer) = (&state.lists[l as usize], &state.invocations[0]);
-                if producer.phase == Phase::Running {
+                // A complete list needs nobody's index, and its producer may be an attempt that has to repeat it.
+                if producer.phase == Phase::Running && !self.ports[p as usize].complete {
                     let port = self.plan.ports[p as usize].port;
                     let id = InvocationId { step, item: 0 };
                     return Resolved::Follow { producer: id, attempt: producer.attempt, port };

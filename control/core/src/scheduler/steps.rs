@@ -206,6 +206,10 @@ impl Run {
             self.closing.push(Ask::Free(p));
         }
         for p in plan.ports_of(step) {
+            if self.ports[p as usize].begun {
+                // Even an empty list is something to have read.
+                self.take_back(p, NONE, cx);
+            }
             self.check_port(p);
             for reader in plan.readers(p) {
                 let Role::Input(input) = reader.role else { continue };
@@ -258,7 +262,8 @@ impl Run {
             let of = self.choice(step).and_then(Source::step);
             of.is_none_or(|of| self.steps[of as usize].resolved && self.steps[of as usize].fate == Fate::Runs)
         } else {
-            state.ended == state.items
+            // Items that vanished may still have to be stopped.
+            state.ended == state.items && state.running.is_empty()
         };
         if !over {
             return;
