@@ -1,7 +1,8 @@
 //! `dflow graph`: the workflow as a picture.
 
 use super::exit::Exit;
-use crate::{graphview, workflow};
+use super::open::open;
+use crate::graphview;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -15,12 +16,9 @@ pub(super) struct GraphArgs {
 }
 
 pub(super) fn run(args: &GraphArgs) -> Exit {
-    let workflow = match workflow::load(&args.file) {
+    let workflow = match open(&args.file) {
         Ok(workflow) => workflow,
-        Err(report) => {
-            eprint!("{report}");
-            return Exit::Usage;
-        }
+        Err(code) => return code,
     };
     let picture = graphview::render(&workflow, args.format);
     match std::io::stdout().lock().write_all(picture.as_bytes()) {

@@ -1,7 +1,7 @@
 //! `dflow lint`: every mistake of a workflow file with its place.
 
 use super::exit::Exit;
-use crate::workflow;
+use super::open::open;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -14,16 +14,12 @@ pub(super) struct LintArgs {
 pub(super) fn run(args: &LintArgs) -> Exit {
     let mut code = Exit::Ok;
     for file in &args.files {
-        match workflow::load(file) {
+        match open(file) {
             Ok(workflow) => {
-                eprint!("{}", workflow.warnings);
                 let graph = &workflow.graph;
                 eprintln!("{}: {}: {} steps, no mistakes", file.display(), graph.name, graph.steps.len());
             }
-            Err(report) => {
-                eprint!("{report}");
-                code = Exit::Usage;
-            }
+            Err(wrong) => code = wrong,
         }
     }
     code

@@ -2,8 +2,10 @@
 
 mod exit;
 mod graph;
+mod import;
 mod lint;
 mod live;
+mod open;
 mod results;
 mod run;
 
@@ -33,6 +35,8 @@ enum Command {
     Lint(lint::LintArgs),
     /// Draw a workflow's graph
     Graph(graph::GraphArgs),
+    /// Turn a trace or workflow of another system into a workflow file
+    Import(import::ImportArgs),
 }
 
 /// Parses the command line, runs it, and returns the documented exit code.
@@ -43,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Graph(args) => graph::run(&args),
+        Command::Import(args) => import::run(&args),
     };
     ExitCode::from(code as u8)
 }

@@ -2,6 +2,7 @@
 
 use super::exit::Exit;
 use super::live::{Live, bytes_text, state_word};
+use super::open::open;
 use super::results;
 use crate::node::{Given, Node, NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec};
 use crate::workflow;
@@ -22,7 +23,7 @@ Examples:
   dflow run video.yaml -i video=@in.mp4 -i segment_s=8 -o out/
   dflow run wordcount.yaml -i text=@corpus.txt --start all-ready -o json   (control flow, for comparison)")]
 pub(super) struct RunArgs {
-    /// Workflow file (dflow/v1, YAML or JSON)
+    /// Workflow file (dflow/v1, YAML or JSON), or a WfFormat trace or FaaSFlow file
     file: PathBuf,
     /// An input: NAME=VALUE, or NAME=@FILE for a file's content; repeatable
     #[arg(short, long = "input", value_name = "NAME=VALUE")]
@@ -87,15 +88,9 @@ struct Sink {
 }
 
 pub(super) fn run(args: &RunArgs) -> Exit {
-    let workflow = match workflow::load(&args.file) {
-        Ok(workflow) => {
-            eprint!("{}", workflow.warnings);
-            Arc::new(workflow)
-        }
-        Err(report) => {
-            eprint!("{report}");
-            return Exit::Usage;
-        }
+    let workflow = match open(&args.file) {
+        Ok(workflow) => Arc::new(workflow),
+        Err(code) => return code,
     };
     let inputs = match parse_inputs(&args.inputs) {
         Ok(inputs) => inputs,
