@@ -4,6 +4,9 @@
 //! - [`run`]: `dflow run` as a user types it, with nothing left behind;
 //! - [`sim`]: whole runs of the scheduler under faults, deterministic by seed.
 
+// A test's output is where a skip is told.
+#![allow(clippy::print_stdout)]
+
 pub mod conformance;
 pub mod run;
 pub mod sim;
