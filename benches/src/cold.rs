@@ -57,7 +57,7 @@ impl Found {
         Ok(())
     }
 
-    fn remark(&self, report: &Report) {
+    fn remark(&self, report: &mut Report) {
         if self.ahead > 0 {
             report
                 .note(&format!("{} runs left out: their process was up before it was asked for", self.ahead));

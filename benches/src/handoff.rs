@@ -107,7 +107,8 @@ fn one_way(report: &mut Report, n: Option<usize>, library: &Path, spinning: bool
         let (handed, sealed) = (Samples::new(), Samples::new());
         sizes.push(Size { bytes, name, n: n.unwrap_or(enough), workflow, handed, sealed, late: 0 });
     }
-    let mut wake = Wake::start(wake::LONG)?;
+    // Beside a node that spins, a wake between two others would be measured on busy cores.
+    let mut wake = if spinning { None } else { Wake::start(wake::LONG)? };
     for round in 0..ROUNDS {
         for size in &mut sizes {
             if let Some(wake) = &mut wake {
@@ -145,14 +146,14 @@ fn one_way(report: &mut Report, n: Option<usize>, library: &Path, spinning: bool
         } else {
             String::new()
         };
+        let in_w = if spinning { String::new() } else { format!("{} W, ", number(median / w)) };
         report.note(&format!(
-            "{}, {how}: {} W, {} x 1 KiB; the seal itself keeps the producer {} us{late}",
+            "{}, {how}: {in_w}{} x 1 KiB; the seal itself keeps the producer {} us{late}",
             size.name,
-            number(median / w),
             number(median / smallest),
             number(size.sealed.median()),
         ));
     }
-    report.note(&format!("store: {}", bench.huge_pages()));
+    report.note(&format!("huge pages of the store: {}", bench.huge_pages()));
     Ok(())
 }

@@ -22,6 +22,7 @@ impl Machine {
             ("kernel", line("/proc/sys/kernel/osrelease")),
             ("huge pages of shared memory", chosen(&line(&format!("{huge}shmem_enabled")))),
             ("huge pages of private memory", chosen(&line(&format!("{huge}enabled")))),
+            ("load before", busy(&line("/proc/loadavg"))),
             ("build", if cfg!(debug_assertions) { "NOT OPTIMISED: use --release" } else { "release" }.into()),
         ];
         Machine { facts }
@@ -100,6 +101,13 @@ fn flag(name: &str) -> bool {
 
 fn line(path: &str) -> String {
     read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// The load of the last minute, and a warning where it is not ours.
+fn busy(text: &str) -> String {
+    let load = text.split(' ').next().unwrap_or_default();
+    let high = load.parse::<f64>().is_ok_and(|load| load > 0.5);
+    format!("{load}{}", if high { ": NOT IDLE, the figures below are not the machine's best" } else { "" })
 }
 
 /// The word in brackets, as the kernel marks a choice.

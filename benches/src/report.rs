@@ -51,6 +51,7 @@ impl Goal {
 #[derive(Default)]
 pub(crate) struct Report {
     rows: Vec<Value>,
+    notes: Vec<String>,
     skips: Vec<String>,
     benchmark: &'static str,
 }
@@ -98,13 +99,14 @@ impl Report {
     }
 
     /// A remark below the rows.
-    pub(crate) fn note(&self, text: &str) {
+    pub(crate) fn note(&mut self, text: &str) {
         say(&format!("  {text}"));
+        self.notes.push(format!("{}: {text}", self.benchmark));
     }
 
     /// All rows, as one JSON document.
     pub(crate) fn into_json(self, machine: Value) -> Value {
-        json!({ "machine": machine, "rows": self.rows, "skipped": self.skips })
+        json!({ "machine": machine, "rows": self.rows, "notes": self.notes, "skipped": self.skips })
     }
 }
 

@@ -64,6 +64,6 @@ outputs:
     for (name, samples) in [("reserve, fill, seal", reserved), ("put", put)] {
         report.note(&format!("{name}: {} of memcpy", number(samples.median() / memcpy.median())));
     }
-    report.note(&format!("store: {}", bench.huge_pages()));
+    report.note(&format!("huge pages of the store: {}", bench.huge_pages()));
     Ok(())
 }
