@@ -1,10 +1,6 @@
 //! A scheduler, one run, and effects written short: `start 1[2]#3!` is attempt 3 of item 2 of step 1, early; `free 1.0`
 //! releases port 0 of step 1; `free in0` a run input.
-#![expect(
-    unreachable_pub,
-    missing_docs,
-    reason = "shared by the tests of one file, and named after what they do"
-)]
+#![expect(unreachable_pub, reason = "shared by the tests of one file, and named after what they do")]
 
 use dflow_core::graph::*;
 use dflow_core::scheduler::*;
