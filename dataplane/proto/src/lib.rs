@@ -12,6 +12,7 @@ pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod store;
+pub mod transfer;
 pub mod wire;
 pub mod zygote;
 

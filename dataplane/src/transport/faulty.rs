@@ -102,6 +102,20 @@ impl<T: Transport> Faulty<T> {
         }
     }
 
+    /// When the next event may go. Only the first of each connection counts: the others wait for it.
+    fn next_release(&self) -> Option<Tick> {
+        let mut seen = Vec::new();
+        let mut next = None;
+        for (until, event) in &self.held {
+            let connection = Self::connection(event);
+            if !seen.contains(&connection) {
+                seen.push(connection);
+                next = Some(next.map_or(*until, |next: Tick| next.min(*until)));
+            }
+        }
+        next
+    }
+
     fn spoil(&mut self, event: &mut Event) {
         match event {
             Event::Completed(completion)
@@ -156,7 +170,7 @@ impl<T: Transport> Transport for Faulty<T> {
 
     fn poll(&mut self, events: &mut Vec<Event>, wait: Duration) -> Result<(), PollError> {
         let now = self.inner.now();
-        let first = self.held.iter().map(|(until, _)| *until).min();
+        let first = self.next_release();
         let wait = first.map_or(wait, |until| wait.min(Duration::from_micros(until.since_us(now))));
         let mut found = std::mem::take(&mut self.scratch);
         self.inner.poll(&mut found, wait)?;
