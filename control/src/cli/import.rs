@@ -30,6 +30,9 @@ pub(super) struct ImportArgs {
     /// Sizes are multiplied by this
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     size_scale: f64,
+    /// Leave out what comes from outside the workflow, instead of steps that put it
+    #[arg(long)]
+    no_externals: bool,
     /// Items of a list whose length the file does not tell
     #[arg(long, value_name = "N", default_value_t = 8)]
     items: u32,
@@ -53,6 +56,7 @@ pub(super) fn run(args: &ImportArgs) -> Exit {
         mode: args.mode,
         time_scale: args.time_scale,
         size_scale: args.size_scale,
+        externals: !args.no_externals,
         items: args.items,
         origin: args.origin.clone(),
     };

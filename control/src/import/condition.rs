@@ -31,7 +31,7 @@ pub(super) fn translate(python: &str) -> Option<Translated> {
 #[derive(Clone, Debug, PartialEq)]
 enum Token {
     Name(String),
-    /// As CEL writes it, with its type and a value that is smaller and one that is larger.
+    /// As CEL writes it, and its type in a workflow file.
     Literal {
         cel: String,
         ty: &'static str,

@@ -70,7 +70,8 @@ fn header(text: &mut String, traced: &Traced, stats: &Stats, kind: Kind, options
         origin.lines().for_each(|part| line(printable(part)));
     }
     line(format!("{tasks} tasks hand each other {edge_bytes} bytes over {edges} edges;"));
-    line(format!("{external_files} files of {external_bytes} bytes come from outside."));
+    let left_out = if options.externals { "" } else { " and are left out" };
+    line(format!("{external_files} files of {external_bytes} bytes come from outside{left_out}."));
     if options.size_scale != 1.0 {
         line(format!("Sizes are {} times these.", options.size_scale));
     }

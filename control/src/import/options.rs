@@ -34,6 +34,8 @@ pub struct ImportOptions {
     pub time_scale: f64,
     /// Sizes in bytes are multiplied by this.
     pub size_scale: f64,
+    /// Steps put what comes from outside; else nobody reads it.
+    pub externals: bool,
     /// Items of a list whose length the source does not tell.
     pub items: u32,
     /// Where the file is from, for the header of the result.
@@ -42,7 +44,14 @@ pub struct ImportOptions {
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        ImportOptions { mode: Mode::Paper, time_scale: 1.0, size_scale: 1.0, items: 8, origin: None }
+        ImportOptions {
+            mode: Mode::Paper,
+            time_scale: 1.0,
+            size_scale: 1.0,
+            externals: true,
+            items: 8,
+            origin: None,
+        }
     }
 }
 

@@ -14,6 +14,10 @@ const FILES_MAX: usize = 8;
 const PUTS_MAX: usize = dflow_proto::limits::OUTPUT_PORTS_MAX - 1;
 /// Most objects a step reads; more are joined by steps before it. Leaves room for `spec` and `item`.
 const READS_MAX: usize = 1000;
+/// What comes from outside is put by about this many steps side by side, none of which is small.
+const EXTERNAL_STEPS: u64 = 8;
+/// The least such a step puts before another is made, in bytes.
+const EXTERNAL_BYTES_MIN: u64 = 16 << 20;
 /// Most kinds of tasks that get a pool of their own.
 const KINDS_MAX: usize = 64;
 
@@ -79,7 +83,9 @@ pub(super) struct Plan {
 /// There would be too many of them.
 pub(super) fn plan(traced: &Traced, options: &ImportOptions) -> Result<Plan, ImportError> {
     let mut planner = Planner::new(traced, options);
-    planner.externals();
+    if options.externals {
+        planner.externals();
+    }
     for task in 0..traced.tasks.len() {
         planner.task(task);
     }
@@ -290,7 +296,17 @@ impl<'t> Planner<'t> {
         let files: Vec<usize> = self.traced.files.iter().enumerate().filter_map(outside).collect();
         let mut objects = self.objects(&files, true);
         objects.sort_by_key(|(readers, _)| readers.iter().map(|reader| levels[*reader]).min());
-        for part in objects.chunks(PUTS_MAX) {
+        let total = objects.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let enough = (total / EXTERNAL_STEPS).max(EXTERNAL_BYTES_MIN);
+        let mut rest = objects.as_slice();
+        while !rest.is_empty() {
+            let mut bytes = 0u64;
+            let full = rest.iter().take(PUTS_MAX).position(|(_, more)| {
+                bytes = bytes.saturating_add(*more);
+                bytes >= enough
+            });
+            let (part, others) = rest.split_at(full.map_or(rest.len().min(PUTS_MAX), |last| last + 1));
+            rest = others;
             let name = self.step_names.fresh("external");
             let mut outs = Vec::with_capacity(part.len());
             for (port, (readers, bytes)) in part.iter().enumerate() {
