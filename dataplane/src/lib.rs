@@ -7,6 +7,7 @@ pub mod arena;
 mod huge;
 mod prefault;
 mod store;
+pub mod transfer;
 pub mod transport;
 
 pub use arena::{Arena, ArenaConfig, ArenaError};

@@ -226,6 +226,48 @@ pub trait Transport {
     fn stats(&self) -> Stats;
 }
 
+impl<T: Transport + ?Sized> Transport for Box<T> {
+    fn capabilities(&self) -> &Capabilities {
+        (**self).capabilities()
+    }
+    fn now(&self) -> Tick {
+        (**self).now()
+    }
+    fn address(&self) -> Option<SocketAddr> {
+        (**self).address()
+    }
+    fn register(&mut self, map: &Arc<Map>) -> Region {
+        (**self).register(map)
+    }
+    fn deregister(&mut self, region: Region) -> bool {
+        (**self).deregister(region)
+    }
+    fn connect(&mut self, address: SocketAddr, node: Option<NodeId>, deadline: Tick) -> ConnectionId {
+        (**self).connect(address, node, deadline)
+    }
+    fn submit(&mut self, op: Op) -> Result<OpId, Refused> {
+        (**self).submit(op)
+    }
+    fn cancel(&mut self, op: OpId) {
+        (**self).cancel(op);
+    }
+    fn poll(&mut self, events: &mut Vec<Event>, wait: Duration) -> Result<(), PollError> {
+        (**self).poll(events, wait)
+    }
+    fn close(&mut self, connection: ConnectionId) {
+        (**self).close(connection);
+    }
+    fn waker(&self) -> Arc<dyn Wake> {
+        (**self).waker()
+    }
+    fn sever(&mut self, connection: ConnectionId, after_bytes: u64) {
+        (**self).sever(connection, after_bytes);
+    }
+    fn stats(&self) -> Stats {
+        (**self).stats()
+    }
+}
+
 /// Counters since the start, and gauges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {

@@ -22,7 +22,7 @@ use crate::wire::notice::Notice;
 use crate::wire::{NodeId, Region};
 use alloc::vec::Vec;
 
-/// A connection to a holder, numbered by the driver, never used twice.
+/// A holder, as the driver numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u64);
 
@@ -45,7 +45,7 @@ pub struct TransferLimits {
     pub holder_failures_max: u32,
     /// A read must be over by then, milliseconds.
     pub read_ms_max: u64,
-    /// A transfer without a holder asks for one this often, milliseconds.
+    /// A transfer without a holder asks for one this often, milliseconds; the first time after as long.
     pub seek_ms: u64,
     /// Objects known or wanted. Announcements beyond it are forgotten and found again by asking.
     pub objects_max: usize,
@@ -117,9 +117,9 @@ pub enum Event {
         /// `None` if that is all of them.
         fault: Option<ReadFault>,
     },
-    /// A connection ended. Its reads have been answered before.
+    /// A connection to a holder ended: what it said may be incomplete.
     PeerGone {
-        /// Which.
+        /// Whose.
         peer: PeerId,
     },
 }

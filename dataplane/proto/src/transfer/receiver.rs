@@ -166,16 +166,14 @@ impl Receiver {
             let why = TransferError::TooManyObjects { objects };
             return fx.push(Effect::Failed { key, why });
         }
-        let object = self.objects.entry(key).or_insert_with(|| Object::unknown(now));
+        // Producers announce to those who will read, so at first it is worth waiting to be told.
+        let patience = now.after_ms(self.limits.seek_ms);
+        let object = self.objects.entry(key).or_insert_with(|| Object::unknown(patience));
         if object.memory == Memory::Full {
             let (attempt, size) = (object.attempt, object.size.unwrap_or(object.chunks.done()));
             return fx.push(Effect::Arrived { key, attempt, size });
         }
         object.wanted = Some(object.wanted.map_or(deadline, |earlier| earlier.max(deadline)));
-        if object.holders.is_empty() && object.memory == Memory::None && object.seek_at <= now {
-            object.seek_at = now.after_ms(self.limits.seek_ms);
-            fx.push(Effect::Seek { key });
-        }
         self.ask_for_memory(key, fx);
         self.set_alarm(key);
     }
@@ -543,7 +541,7 @@ impl Receiver {
 }
 
 impl Object {
-    fn unknown(now: Tick) -> Object {
+    fn unknown(seek_at: Tick) -> Object {
         Object {
             attempt: 0,
             attempt_min: 1,
@@ -557,7 +555,7 @@ impl Object {
             reads: 0,
             failures: 0,
             alarm: None,
-            seek_at: now,
+            seek_at,
         }
     }
 }

@@ -146,6 +146,8 @@ fn an_object_is_read_while_it_grows() {
     let mut driver = Driver::new(limits());
     let object = key(1, 0);
     driver.fetch(object);
+    assert!(driver.seen.is_empty(), "at first it waits to be told");
+    driver.pass(limits().seek_ms);
     assert!(matches!(driver.seen[..], [Effect::Seek { .. }]));
     driver.notice(5, announce(object, 1, None, 1000, 40));
     assert_eq!(driver.reads.values().map(|read| (read.2, read.3)).collect::<Vec<_>>(), [(0, 40)]);
