@@ -19,8 +19,10 @@ pub struct NodeConfig {
     pub spill_bytes: u64,
     /// Bytes of the store made ready in the background at start.
     pub prefault_bytes: u64,
-    /// Microseconds a reader or the node spins before it sleeps.
+    /// Microseconds a reader spins before it sleeps.
     pub spin_us: u32,
+    /// Microseconds the engine spins before it sleeps; worth it only with a core to spare.
+    pub engine_spin_us: u32,
     /// Copy each output at its seal, for functions that may be hostile to their own tenant.
     pub strict: bool,
     /// Huge pages for the store where the kernel has them.
@@ -46,6 +48,7 @@ impl Default for NodeConfig {
             spill_bytes: 64 << 30,
             prefault_bytes: 64 << 20,
             spin_us: 0,
+            engine_spin_us: 0,
             strict: false,
             huge_pages: true,
             journal: true,

@@ -82,7 +82,6 @@ impl Engine {
             unreachable!("an attempt asks for a worker when it has its memory");
         };
         let step = &workflow.graph.steps[invocation.step as usize];
-        let spec = &workflow.steps[invocation.step as usize];
         let inputs = step.inputs.iter().zip(&table.values);
         let inputs =
             inputs.map(|(port, value)| Input { name: port.name.clone(), ty: port.ty, value: value.clone() });
@@ -116,10 +115,8 @@ impl Engine {
                 step.name.clone()
             };
             process.tail.begin(&label);
-            if spec.memory_bytes > 0 {
-                self.watchdog.watch(worker, process.pid, spec.memory_bytes);
-            }
         }
+        self.watch_memory(worker);
         if let Some(state) = self.runs.get(&run) {
             state.watch.record(Record {
                 at: self.now(),
@@ -129,6 +126,18 @@ impl Engine {
             });
         }
         self.command(worker, &Command::Invoke(invoke));
+    }
+
+    /// Holds a busy worker to its step's memory, once its process is known.
+    pub(super) fn watch_memory(&mut self, id: WorkerId) {
+        let Some(worker) = self.pools.worker(id) else { return };
+        let (pid, job) = (worker.pid, worker.job());
+        let Some((run, invocation)) = job.filter(|_| pid > 0) else { return };
+        let limit =
+            self.runs.get(&run).map_or(0, |r| r.workflow.steps[invocation.step as usize].memory_bytes);
+        if limit > 0 {
+            self.watchdog.watch(id, pid, limit);
+        }
     }
 
     /// The output ports, with memory for those whose size is known to exceed the allotment.

@@ -310,7 +310,7 @@ impl Engine {
     /// Waits for the doorbell, a socket of the pools, or the next deadline.
     fn select(&mut self, ready: &mut Vec<u64>) {
         ready.clear();
-        let spin_until = Instant::now() + Duration::from_micros(u64::from(self.config.spin_us));
+        let spin_until = Instant::now() + Duration::from_micros(u64::from(self.config.engine_spin_us));
         while Instant::now() < spin_until {
             if self.pools.any_report() || !self.requests.is_empty() {
                 return;

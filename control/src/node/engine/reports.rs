@@ -41,7 +41,8 @@ impl Engine {
 
     fn report(&mut self, worker: WorkerId, job: Option<Job>, report: Report) {
         if let Report::Ready { pid } = report {
-            return self.pools.ready(worker, pid);
+            self.pools.ready(worker, pid);
+            return self.watch_memory(worker);
         }
         let Some((run, invocation)) = job else { return };
         let Some(attempt) = self.attempts.get_mut(&(run, invocation)) else { return };

@@ -256,12 +256,27 @@ impl Pools {
         let ZygoteState::Serving(zygote) = &pool.zygote else { return };
         let strict = self.config.strict || pool.spec.strict;
         match Worker::fork(worker, id, zygote, &self.arena, &self.doorbell, &self.logs, strict) {
-            Ok(state) => drop(self.workers.insert(worker, state)),
+            Ok(state) => {
+                self.workers.insert(worker, state);
+                self.engage(worker);
+            }
             Err(message) => {
                 pool.alive -= 1;
                 pool.coming -= 1;
                 self.fail_queue(id, &message);
             }
+        }
+    }
+
+    /// Gives a worker that is being made its first job, if one waits: the command is in its ring
+    /// before it looks, so a cold start has no further round trip.
+    fn engage(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        let pool = &mut self.pools[worker.pool.0 as usize];
+        if let Some(job) = pool.queue.pop_front() {
+            pool.coming -= 1;
+            self.occupy(id, job);
+            self.events.push_back(PoolEvent::Ready { worker: id, job });
         }
     }
 
@@ -309,10 +324,10 @@ impl Pools {
             // The zygote's own word is still on its way.
             worker.pid = pid;
         }
+        let pool = &mut self.pools[worker.pool.0 as usize];
+        pool.deaths = 0;
         if worker.state == State::Forking {
-            let pool = &mut self.pools[worker.pool.0 as usize];
             pool.coming -= 1;
-            pool.deaths = 0;
             self.free(id);
         }
     }
@@ -432,11 +447,12 @@ impl Pools {
             }
             FromZygote::ForkFailed { worker, message } => {
                 self.let_go(worker);
-                self.workers.remove(&worker);
+                let job = self.workers.remove(&worker).and_then(|w| w.job());
                 let name = &self.pools[id.0 as usize].spec.name;
                 let message = format!(
                     "cannot fork a worker of function {name}: {message}; lower the slots or raise the limit of processes"
                 );
+                self.events.extend(job.map(|job| PoolEvent::Broken { job, message: message.clone() }));
                 self.fail_queue(id, &message);
             }
             FromZygote::Exited { worker, exit, .. } => {
