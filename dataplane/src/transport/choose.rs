@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::tcp::Tcp;
-use super::uring::Uring;
+use super::uring::{Probe, Uring};
 use super::{Config, OpenError, Transport};
 
 /// What is wished for.
@@ -30,7 +30,7 @@ pub struct Chosen {
 pub fn open(config: Config, backend: Backend) -> Result<(Box<dyn Transport>, Chosen), OpenError> {
     let probe = match backend {
         Backend::Tcp => Err("plain sockets were asked for".to_owned()),
-        Backend::Auto | Backend::Uring => Uring::probe(),
+        Backend::Auto | Backend::Uring => Probe::look(),
     };
     match probe {
         Ok(probe) => {

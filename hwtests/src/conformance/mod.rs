@@ -4,6 +4,7 @@
 //! one thread; [`laws`] and [`faults`] list them. A new backend passes when it runs them all unchanged.
 
 pub mod faults;
+pub mod forbid;
 pub mod laws;
 pub mod raw;
 pub mod worlds;

@@ -6,7 +6,7 @@ use dflow_dataplane::transport::faulty::{Faults, Faulty};
 use dflow_dataplane::transport::sim::{SimConfig, SimNet, SimStreams};
 use dflow_dataplane::transport::tcp::Tcp;
 use dflow_dataplane::transport::uring::{Probe, Uring};
-use dflow_dataplane::transport::{Config, Transport};
+use dflow_dataplane::transport::{Backend, Config, Transport, open};
 use std::net::{Ipv4Addr, SocketAddr};
 
 /// Virtual time.
@@ -54,15 +54,9 @@ impl World for OnTcp {
 pub struct OnUring(pub Probe);
 
 impl OnUring {
-    /// `None`, with a line that says so, where io_uring cannot be used.
-    pub fn new() -> Option<OnUring> {
-        match Uring::probe() {
-            Ok(probe) => Some(OnUring(probe)),
-            Err(why) => {
-                println!("SKIP transport over io_uring: {why}");
-                None
-            }
-        }
+    /// The world, or why io_uring cannot be used here.
+    pub fn new() -> Result<OnUring, String> {
+        Probe::look().map(OnUring)
     }
 }
 
@@ -72,6 +66,23 @@ impl World for OnUring {
     fn open(&mut self, config: Config) -> Self::T {
         let streams = Uring::new(self.0.clone(), config.zero_copy).expect("as probed");
         Engine::new(streams, config).expect("the configuration is sound")
+    }
+    fn raw(&mut self) -> Tcp {
+        Tcp::new().expect("sockets work")
+    }
+    fn any_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+    }
+}
+
+/// Whatever a node would choose here.
+pub struct OnChosen;
+
+impl World for OnChosen {
+    type T = Box<dyn Transport>;
+    type Raw = Tcp;
+    fn open(&mut self, config: Config) -> Self::T {
+        open(config, Backend::Auto).expect("the configuration is sound").0
     }
     fn raw(&mut self) -> Tcp {
         Tcp::new().expect("sockets work")

@@ -195,7 +195,7 @@ fn a_void_attempt_is_forgotten_and_the_next_one_fetched() {
     driver.notice(5, announce(object, 1, None, 500, 200));
     driver.answer(0, None, None);
     driver.notice(5, Notice::Withdrawn { key: object, attempt: 1, lost: true });
-    assert!(driver.seen.iter().any(|effect| *effect == Effect::Void { key: object, attempt: 1 }));
+    assert!(driver.seen.contains(&Effect::Void { key: object, attempt: 1 }));
     // A late word about the void attempt changes nothing.
     driver.notice(6, announce(object, 1, Some(500), 500, 500));
     assert!(!driver.filled.contains_key(&object));

@@ -1,7 +1,8 @@
 //! The protocol over any [`Streams`]: connections made of streams, reads, messages, deadlines.
 //!
 //! - `state`: what is known about connections, streams and operations;
-//! - `receive`: what comes in: handshakes, frames, payload straight into its target;
+//! - `greet`: how streams become connections;
+//! - `receive`: what comes in: frames, payload straight into its target;
 //! - `transmit`: what goes out: batches on the control stream, data on the lanes;
 //! - `ending`: deadlines, cancels, and how operations and connections end.
 //!
@@ -10,6 +11,7 @@
 //! stream, where one system call for many frames is worth more than the copy.
 
 mod ending;
+mod greet;
 mod receive;
 mod state;
 mod transmit;

@@ -7,6 +7,10 @@
 //! Zero-copy send is tried once on each stream and kept only where the kernel reports that it did not copy after
 //! all, as it does on loopback and virtual links.
 
+mod probe;
+
+pub use probe::{Probe, Setup};
+
 use super::slab::Slab;
 use super::streams::{Outgoing, StreamEvent, StreamId, Streams, Target};
 use super::sys::{self, EventWake, Surroundings};
@@ -14,6 +18,7 @@ use super::{OpenError, PollError, Wake};
 use dflow_proto::Tick;
 use dflow_shm::segment::Map;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use probe::FILES;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use std::io;
@@ -23,12 +28,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Submissions that wait for one system call.
-const ENTRIES: u32 = 1024;
-/// Completions that the ring holds; beyond that the kernel keeps a list.
-const COMPLETIONS: u32 = 8192;
-/// Sockets the ring knows by number; others are looked up at each call.
-const FILES: u32 = 8192;
 /// From here on a send without a copy can pay. Bytes.
 const ZERO_COPY_BYTES_MIN: usize = 128 << 10;
 /// Sends whose memory the kernel may still read after it has reported them, a stream.
@@ -46,47 +45,6 @@ const CANCEL: u64 = 3;
 const WAKE: u64 = 4;
 const LISTEN: u64 = 5;
 const SLOTS_MAX: u64 = 1 << 24;
-
-/// What the kernel offers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// The strongest setup that it accepts.
-    pub setup: Setup,
-    /// Sockets can be registered.
-    pub files: bool,
-    /// `sendmsg` without a copy exists.
-    pub zero_copy: bool,
-}
-
-/// How the ring is set up, the best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Setup {
-    /// One issuer, completions on request (Linux 6.1).
-    Deferred,
-    /// Completions without interrupting (Linux 5.19).
-    Cooperative,
-    /// Neither.
-    Plain,
-}
-
-impl Setup {
-    const ALL: [Setup; 3] = [Setup::Deferred, Setup::Cooperative, Setup::Plain];
-
-    fn build(self) -> io::Result<IoUring> {
-        let mut builder = IoUring::builder();
-        builder.setup_cqsize(COMPLETIONS).setup_clamp().dontfork();
-        match self {
-            Setup::Deferred => {
-                builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
-            }
-            Setup::Cooperative => {
-                builder.setup_coop_taskrun().setup_taskrun_flag();
-            }
-            Setup::Plain => {}
-        }
-        builder.build(ENTRIES)
-    }
-}
 
 /// Streams over a ring. Bound to the thread that made it.
 pub struct Uring {
@@ -136,44 +94,6 @@ struct Socket {
 }
 
 impl Uring {
-    /// Tries what this kernel and its rules allow. The error says why io_uring cannot be used.
-    pub fn probe() -> Result<Probe, String> {
-        let mut refused = String::new();
-        for setup in Setup::ALL {
-            let ring = match setup.build() {
-                Ok(ring) => ring,
-                Err(error) => {
-                    refused = format!("io_uring_setup: {error}");
-                    if error.raw_os_error() == Some(libc::EINVAL) {
-                        continue;
-                    }
-                    break;
-                }
-            };
-            if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
-                return Err("the kernel's io_uring is too old: Linux 5.11 is needed".to_owned());
-            }
-            let mut known = io_uring::Probe::new();
-            if let Err(error) = ring.submitter().register_probe(&mut known) {
-                return Err(format!("io_uring_register: {error}"));
-            }
-            for (code, name) in [
-                (opcode::Recv::CODE, "recv"),
-                (opcode::SendMsg::CODE, "sendmsg"),
-                (opcode::AsyncCancel::CODE, "cancel"),
-                (opcode::PollAdd::CODE, "poll"),
-            ] {
-                if !known.is_supported(code) {
-                    return Err(format!("the kernel's io_uring has no {name}"));
-                }
-            }
-            let zero_copy = known.is_supported(opcode::SendMsgZc::CODE);
-            let files = ring.submitter().register_files_sparse(FILES).is_ok();
-            return Ok(Probe { setup, files, zero_copy });
-        }
-        Err(refused)
-    }
-
     /// A ring as `probe` found it. `zero_copy` may be given up here, never forced.
     pub fn new(probe: Probe, zero_copy: bool) -> Result<Uring, OpenError> {
         let os = |what| move |source| OpenError::Os { what, source };
