@@ -26,10 +26,12 @@ struct Options {
     chunk: u64,
     depth: usize,
     spin_us: u64,
+    zero_copy: bool,
 }
 
 fn main() -> Result<(), Failure> {
-    let mut options = Options { lanes: 2, chunk: 1 << 20, depth: 8, spin_us: 0 };
+    let mut options = Options { lanes: 2, chunk: 1 << 20, depth: 8, spin_us: 0, zero_copy: true };
+    let mut only = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value: u64 = arguments.next().ok_or("a value is missing")?.parse()?;
@@ -37,6 +39,8 @@ fn main() -> Result<(), Failure> {
             "--lanes" => options.lanes = value as u16,
             "--chunk-kib" => options.chunk = value << 10,
             "--depth" => options.depth = value as usize,
+            "--zero-copy" => options.zero_copy = value != 0,
+            "--only" => only = Some(value),
             "--spin-us" => options.spin_us = value,
             other => return Err(format!("unknown option {other}").into()),
         }
@@ -51,7 +55,7 @@ fn main() -> Result<(), Failure> {
         options.depth
     )?;
     writeln!(out, "{:>8} {:>10} {:>8} {:>8} {:>10}", "", "bytes", "GB/s", "best", "CPU s/GB")?;
-    for bytes in SIZES {
+    for bytes in SIZES.into_iter().filter(|bytes| only.is_none_or(|only| only == *bytes)) {
         // Interleaved rounds, so that a slow minute of the machine is everybody's.
         let mut rows: Vec<(&str, Vec<Sample>)> = vec![("raw", vec![]), ("tcp", vec![]), ("uring", vec![])];
         for _ in 0..5 {
@@ -72,6 +76,9 @@ fn main() -> Result<(), Failure> {
                 middle.rate, best.rate, middle.cpu
             )?;
         }
+    }
+    if only.is_some_and(|only| only != 1024) {
+        return Ok(());
     }
     writeln!(out, "{:>8} {:>10} {:>8} {:>8}", "", "1 KiB", "p50 us", "p99 us")?;
     for spin_us in [0, 1000] {
@@ -156,7 +163,7 @@ impl Drop for Owner {
 fn config(node: u64, options: Options) -> Config {
     let mut config = Config::new("bench", NodeId(node), Epoch(1), Secret::none());
     config.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-    (config.lanes, config.spin_us) = (options.lanes, options.spin_us);
+    (config.lanes, config.spin_us, config.zero_copy) = (options.lanes, options.spin_us, options.zero_copy);
     config
 }
 

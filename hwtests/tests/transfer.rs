@@ -316,6 +316,7 @@ fn what_nobody_has_fails_by_its_deadline<W: World>(world: W) {
 }
 
 /// io_uring's world, or a line that says why there is none.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 fn uring() -> Option<OnUring> {
     OnUring::new().inspect_err(|why| println!("SKIP transport over io_uring: {why}")).ok()
 }

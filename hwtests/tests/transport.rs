@@ -8,6 +8,7 @@ use dflow_hwtests::conformance::{World, faults, forbid, laws};
 use dflow_proto::wire::{Frame, next_frame, notice};
 
 /// io_uring's world, or a line that says why there is none.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 fn uring() -> Option<OnUring> {
     OnUring::new().inspect_err(|why| println!("SKIP transport over io_uring: {why}")).ok()
 }

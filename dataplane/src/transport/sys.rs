@@ -52,6 +52,39 @@ pub(super) fn receive(fd: BorrowedFd<'_>, target: &mut Target, done: usize) -> i
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
+/// Takes what of a payload has come below the low-water mark, before its receive is given up. Answers how much.
+pub(super) fn drain(fd: BorrowedFd<'_>, target: &mut Target, done: usize) -> usize {
+    if !target.is_whole() || done == target.wanted() {
+        return 0;
+    }
+    receive(fd, target, done).unwrap_or(0)
+}
+
+/// Large payloads are waited for in pieces of this size: fewer wake-ups than segments, yet copying begins while
+/// the rest is on its way. Bytes.
+const LOW_WATER_BYTES_MAX: usize = 512 << 10;
+
+/// How much should be there before a receive of `missing` bytes is worth waking up for.
+pub(super) const fn low_water(target: &Target, missing: usize) -> usize {
+    match target {
+        Target::Memory { .. } if missing > LOW_WATER_BYTES_MAX => LOW_WATER_BYTES_MAX,
+        Target::Memory { .. } => missing,
+        Target::Buffer { .. } => 1,
+    }
+}
+
+/// Lets the socket count as readable only when so many bytes are there (or its end is).
+pub(super) fn set_low_water(fd: BorrowedFd<'_>, bytes: usize) {
+    let value = bytes as libc::c_int;
+    // A socket that does not take it wakes us more often, which is all.
+    // SAFETY: the option's value is an int that lives for the call.
+    unsafe {
+        let length = size_of::<libc::c_int>() as libc::socklen_t;
+        let value = (&raw const value).cast();
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, length);
+    }
+}
+
 /// The two parts of `outgoing` behind its first `done` bytes, for the kernel.
 pub(super) fn parts(outgoing: &Outgoing, done: usize) -> ([libc::iovec; 2], usize) {
     let head = &outgoing.head[done.min(outgoing.head.len())..];

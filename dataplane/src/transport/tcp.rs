@@ -41,8 +41,12 @@ struct Socket {
     /// The kernel has said so, and no call has contradicted it since. Edge-triggered, so that a busy stream
     /// costs no calls beside those that move bytes.
     readable: bool,
+    /// Its end is near: what is read before it leads to no further edge.
+    ending: bool,
     writable: bool,
     receive: Option<(Target, usize)>,
+    /// As the socket was last told.
+    low_water: usize,
     send: Option<(Outgoing, usize)>,
     /// Why.
     failed: Option<io::Error>,
@@ -73,8 +77,17 @@ impl Tcp {
     fn adopt(&mut self, fd: OwnedFd, connecting: bool) -> io::Result<u64> {
         sys::prepare(fd.as_fd())?;
         let (readable, writable) = (!connecting, !connecting);
-        let socket =
-            Socket { fd: Some(fd), connecting, readable, writable, receive: None, send: None, failed: None };
+        let socket = Socket {
+            fd: Some(fd),
+            connecting,
+            readable,
+            ending: false,
+            writable,
+            receive: None,
+            low_water: 1,
+            send: None,
+            failed: None,
+        };
         let key = self.streams.insert(socket);
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         let socket = self.streams.get(key).expect("inserted above");
@@ -162,10 +175,11 @@ impl Tcp {
                 Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => {
                     *done += n;
+                    // Less than there was room for: the kernel had no more. What comes now is a new edge, and the
+                    // call that would only say so is saved.
+                    socket.readable = n == wanted || socket.ending;
                     if target.is_whole() && n < wanted {
-                        socket.readable = false;
-                        // The kernel had no more; what comes now, or the end, is a new edge.
-                        break;
+                        continue;
                     }
                     Ok(())
                 }
@@ -178,6 +192,14 @@ impl Tcp {
             };
             if let Some((target, bytes)) = socket.receive.take() {
                 self.found.push(StreamEvent::Received { stream, target, bytes, result });
+            }
+        }
+        // It waits now. Should enough have come meanwhile, being told so is an edge.
+        if let Some((target, done)) = &socket.receive {
+            let bytes = sys::low_water(target, target.wanted() - done);
+            if bytes != socket.low_water {
+                socket.low_water = bytes;
+                sys::set_low_water(fd.as_fd(), bytes);
             }
         }
     }
@@ -222,8 +244,10 @@ impl Streams for Tcp {
                     fd: None,
                     connecting: false,
                     readable: false,
+                    ending: false,
                     writable: false,
                     receive: None,
+                    low_water: 1,
                     send: None,
                     failed: Some(error),
                 };
@@ -242,8 +266,11 @@ impl Streams for Tcp {
     }
 
     fn interrupt(&mut self, stream: StreamId) {
-        let receive = self.streams.get_mut(stream.0).and_then(|socket| socket.receive.take());
-        if let Some((target, bytes)) = receive {
+        let Some(socket) = self.streams.get_mut(stream.0) else { return };
+        if let Some((mut target, mut bytes)) = socket.receive.take() {
+            if let Some(fd) = &socket.fd {
+                bytes += sys::drain(fd.as_fd(), &mut target, bytes);
+            }
             self.found.push(StreamEvent::Received { stream, target, bytes, result: Ok(()) });
         }
     }
@@ -258,7 +285,10 @@ impl Streams for Tcp {
     fn close(&mut self, stream: StreamId, abort: bool) {
         let Some(socket) = self.streams.remove(stream.0) else { return };
         let aborted = || Err(io::ErrorKind::ConnectionAborted.into());
-        if let Some((target, bytes)) = socket.receive {
+        if let Some((mut target, mut bytes)) = socket.receive {
+            if let Some(fd) = &socket.fd {
+                bytes += sys::drain(fd.as_fd(), &mut target, bytes);
+            }
             self.found.push(StreamEvent::Received { stream, target, bytes, result: aborted() });
         }
         if let Some((outgoing, _)) = socket.send {
@@ -305,6 +335,7 @@ impl Streams for Tcp {
                     let ends = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
                     if let Some(socket) = self.streams.get_mut(key) {
                         let flags = event.flags;
+                        socket.ending |= flags.intersects(ends);
                         socket.readable |= flags.intersects(EventFlags::IN | ends);
                         socket.writable |=
                             flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);

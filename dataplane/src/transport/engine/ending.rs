@@ -163,7 +163,7 @@ impl<S: Streams> Engine<S> {
 
     /// Ends what has had its time.
     pub(super) fn expire(&mut self) {
-        let now = self.streams.now();
+        let now = self.clock;
         if now < self.deadline_min {
             return;
         }

@@ -54,6 +54,8 @@ pub struct Engine<S: Streams> {
     /// No deadline is earlier than this. Completions do not raise it, so that they need no search.
     deadline_min: Tick,
     incoming: Vec<StreamEvent>,
+    /// The time at the last look: reading the clock for each of many small steps would cost more than they do.
+    clock: Tick,
     /// Somebody has called for the polling thread.
     woken: bool,
     stats: Stats,
@@ -89,6 +91,7 @@ impl<S: Streams> Engine<S> {
             deadline_min: Tick(u64::MAX),
             incoming: Vec::new(),
             woken: false,
+            clock: Tick(0),
             stats: Stats::default(),
         })
     }
@@ -224,12 +227,13 @@ impl<S: Streams> Transport for Engine<S> {
     }
 
     fn poll(&mut self, events: &mut Vec<Event>, wait: Duration) -> Result<(), PollError> {
-        let until = self.streams.now().0.saturating_add(wait.as_micros() as u64);
-        let spin_until = self.streams.now().0.saturating_add(self.config.spin_us);
+        self.clock = self.streams.now();
+        let until = self.clock.0.saturating_add(wait.as_micros() as u64);
+        let mut spin_until = self.clock.0.saturating_add(self.config.spin_us);
         loop {
             self.expire();
             self.flush();
-            let now = self.streams.now().0;
+            let now = self.clock.0;
             let mut timeout = Duration::ZERO;
             let spins = self.config.spin_us > 0 && now < spin_until;
             if self.found.is_empty() && !spins {
@@ -237,6 +241,11 @@ impl<S: Streams> Transport for Engine<S> {
             }
             let mut incoming = std::mem::take(&mut self.incoming);
             self.streams.wait(&mut incoming, timeout)?;
+            self.clock = self.streams.now();
+            if self.config.spin_us > 0 && !incoming.is_empty() {
+                // What serves peers never returns to the caller: activity, not the call, begins the spinning anew.
+                spin_until = self.clock.0.saturating_add(self.config.spin_us);
+            }
             for event in incoming.drain(..) {
                 self.take_in(event);
             }
@@ -246,7 +255,7 @@ impl<S: Streams> Transport for Engine<S> {
             }
             // In virtual time every wait is one step, so that other endpoints take theirs.
             let stepped = self.capabilities.virtual_time && self.dirty.is_empty();
-            if stepped || self.streams.now().0 >= until && self.dirty.is_empty() {
+            if stepped || self.clock.0 >= until && self.dirty.is_empty() {
                 break;
             }
         }

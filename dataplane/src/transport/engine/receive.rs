@@ -62,7 +62,7 @@ impl<S: Streams> Engine<S> {
                 filled = Some(op);
             }
         }
-        let now = self.streams.now();
+        let now = self.clock;
         let mut severed = false;
         if let Some(c) = key.and_then(|key| self.connections.get_mut(key)) {
             if bytes > 0 {

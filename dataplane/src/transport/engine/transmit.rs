@@ -69,7 +69,8 @@ impl<S: Streams> Engine<S> {
 
     /// Gives the driver all that can go now.
     pub(super) fn flush(&mut self) {
-        for key in std::mem::take(&mut self.dirty) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
             let Some(c) = self.connections.get_mut(key) else { continue };
             c.dirty = false;
             if c.is_alive() {
@@ -77,10 +78,13 @@ impl<S: Streams> Engine<S> {
                 self.flush_lanes(key);
             }
         }
+        // Nothing is marked meanwhile; the allocation is kept.
+        debug_assert!(self.dirty.is_empty());
+        self.dirty = dirty;
     }
 
     fn flush_control(&mut self, key: u64) {
-        let now = self.streams.now();
+        let now = self.clock;
         let c = self.connections.get_mut(key).expect("the caller holds it");
         let Some((&id, agreed)) = c.streams.first().zip(c.agreed) else { return };
         let Some(stream) = self.sockets.get_mut(&id) else { return };

@@ -34,6 +34,8 @@ const ZERO_COPY_BYTES_MIN: usize = 128 << 10;
 const HELD_MAX: usize = 8;
 /// The bit in a notification that says the bytes were copied after all.
 const COPIED: u32 = 1 << 31;
+/// Tells a receive not to look before the socket says that there is something.
+const POLL_FIRST: u16 = 1;
 /// Asks for that bit.
 const REPORT_USAGE: u16 = 8;
 
@@ -52,6 +54,9 @@ pub struct Uring {
     probe: Probe,
     surroundings: Surroundings,
     wake: Arc<EventWake>,
+    /// In place of sockets that could not be made, so that a dial fails in one way only, also when the process has
+    /// no descriptor left. Always writable.
+    stand_in: Arc<OwnedFd>,
     listener: Option<OwnedFd>,
     sockets: Slab<Box<Socket>>,
     found: Vec<StreamEvent>,
@@ -72,12 +77,16 @@ enum ZeroCopy {
 
 /// Boxed, so that what the kernel is given pointers to does not move.
 struct Socket {
-    /// A stand-in if it could not be made.
-    fd: OwnedFd,
+    /// [`Uring::stand_in`] if it could not be made.
+    fd: Arc<OwnedFd>,
     /// Registered under its slot's number.
     fixed: bool,
     receive: Option<(Target, usize)>,
     interrupted: bool,
+    /// The last receive emptied it: the next one waits before it looks.
+    drained: bool,
+    /// As the socket was last told.
+    low_water: usize,
     send: Option<(Outgoing, usize)>,
     zero_copy: ZeroCopy,
     /// The send under way is without a copy.
@@ -98,16 +107,20 @@ impl Uring {
     pub fn new(probe: Probe, zero_copy: bool) -> Result<Uring, OpenError> {
         let os = |what| move |source| OpenError::Os { what, source };
         let ring = probe.setup.build().map_err(os("set up io_uring"))?;
+        // Saves a look-up in each call; where it is not known, the descriptor serves.
+        let _ = ring.submitter().register_ring_fd();
         if probe.files {
             ring.submitter().register_files_sparse(FILES).map_err(os("register files with io_uring"))?;
         }
         let wake = EventWake::new().map_err(os("create an eventfd"))?;
+        let stand_in = wake.fd().try_clone().map_err(os("copy a descriptor"))?;
         let mut uring = Uring {
             ring,
             zero_copy: zero_copy && probe.zero_copy,
             probe,
             surroundings: Surroundings::new().map_err(os("open the random device"))?,
             wake,
+            stand_in: Arc::new(stand_in),
             listener: None,
             sockets: Slab::new(),
             found: Vec::new(),
@@ -142,7 +155,7 @@ impl Uring {
         }
     }
 
-    fn adopt(&mut self, fd: OwnedFd) -> u64 {
+    fn adopt(&mut self, fd: Arc<OwnedFd>) -> u64 {
         // SAFETY: all-zero is a valid value of these plain C structs.
         let (iov, message) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         let socket = Socket {
@@ -150,6 +163,8 @@ impl Uring {
             fixed: false,
             receive: None,
             interrupted: false,
+            drained: false,
+            low_water: 1,
             send: None,
             zero_copy: if self.zero_copy { ZeroCopy::Untried } else { ZeroCopy::Copies },
             sending_zero_copy: false,
@@ -183,7 +198,7 @@ impl Uring {
         while let Some(listener) = &self.listener {
             match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
                 Ok(fd) => {
-                    let key = self.adopt(fd);
+                    let key = self.adopt(Arc::new(fd));
                     match self.equip(key) {
                         Ok(()) => self.found.push(StreamEvent::Accepted(StreamId(key))),
                         Err(_) => drop(self.sockets.remove(key)),
@@ -199,14 +214,19 @@ impl Uring {
         let socket = self.sockets.get_mut(key).expect("the caller holds it");
         let (target, done) = socket.receive.as_mut().expect("a receive is under way");
         let (pointer, bytes) = (target.pointer(*done), target.wanted() - *done);
-        let flags = if target.is_whole() { libc::MSG_WAITALL } else { 0 };
+        // A payload is taken in large pieces: the socket reports nothing less, and the receive waits for that.
+        let low_water = sys::low_water(target, bytes);
+        if low_water != socket.low_water {
+            socket.low_water = low_water;
+            sys::set_low_water(socket.fd.as_fd(), low_water);
+        }
+        let ioprio = if socket.drained || target.is_whole() { POLL_FIRST } else { 0 };
+        let bytes = bytes as u32;
         let entry = match socket.fixed {
-            true => opcode::Recv::new(types::Fixed(key as u32), pointer, bytes as u32).flags(flags).build(),
-            false => {
-                let fd = types::Fd(socket.fd.as_raw_fd());
-                opcode::Recv::new(fd, pointer, bytes as u32).flags(flags).build()
-            }
+            true => opcode::Recv::new(types::Fixed(key as u32), pointer, bytes).ioprio(ioprio),
+            false => opcode::Recv::new(types::Fd(socket.fd.as_raw_fd()), pointer, bytes).ioprio(ioprio),
         };
+        let entry = entry.build();
         socket.pending += 1;
         self.in_kernel += 1;
         self.push(&entry.user_data(mark(key, RECEIVE)));
@@ -270,7 +290,10 @@ impl Uring {
         }
         match kind {
             _ if cqueue::notif(entry.flags()) => self.notified(key, entry.result()),
-            RECEIVE => self.received(key, entry.result()),
+            RECEIVE => {
+                socket.drained = !cqueue::sock_nonempty(entry.flags());
+                self.received(key, entry.result());
+            }
             SEND => self.sent(key, entry.result(), more),
             DIAL => self.dialled(key),
             _ => {}
@@ -295,7 +318,13 @@ impl Uring {
                 false => return self.start_receive(key),
                 true => Ok(()),
             },
-            e if -e == libc::ECANCELED && socket.interrupted => Ok(()),
+            e if -e == libc::ECANCELED => {
+                *done += sys::drain(socket.fd.as_fd(), target, *done);
+                match socket.interrupted {
+                    true => Ok(()),
+                    false => Err(io::ErrorKind::ConnectionAborted.into()),
+                }
+            }
             e => Err(io::Error::from_raw_os_error(-e)),
         };
         if let Some((target, bytes)) = socket.receive.take() {
@@ -458,13 +487,15 @@ impl Streams for Uring {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(fd),
             Err(error) => Err(error.into()),
         });
-        let fd = fd.unwrap_or_else(|error| {
-            failed = Some(error);
-            self.wake.fd().try_clone().expect("a descriptor is left for the report")
-        });
+        let fd = match fd {
+            Ok(fd) => Arc::new(fd),
+            Err(error) => {
+                failed = Some(error);
+                self.stand_in.clone()
+            }
+        };
         let key = self.adopt(fd);
         let socket = self.sockets.get_mut(key).expect("adopted above");
-        // A dial that failed at once is reported like one that failed later: the stand-in is always writable.
         socket.failed = failed;
         socket.pending += 1;
         self.in_kernel += 1;
