@@ -2,7 +2,6 @@
 //! twice and must give the same effects; each run must end with the right outputs or the right error.
 //!
 //! `DFLOW_SIM_SEEDS=N` sets the number of seeds, `DFLOW_SIM_SEED=S` replays one.
-#![expect(clippy::print_stdout, reason = "how much was simulated belongs in the test's output")]
 
 use dflow_hwtests::sim::{STEPS_MAX, run_seed};
 
