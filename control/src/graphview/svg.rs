@@ -4,21 +4,21 @@ use super::layout::{NODE_HEIGHT, NODE_WIDTH, layout};
 use super::{EdgeKind, Node, View, listed, short};
 use std::fmt::Write;
 
+/// Rules for this drawing only: it may stand among others in one page.
 const STYLE: &str = "\
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1d2330; --faint: #66708a; --box: #f3f5f9; --line: #9aa4bb; --mark: #2f6fde; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171e; --ink: #e6e9f0; --faint: #98a2b8; --box: #202531; --line: #5d6880; --mark: #7aa7ff; } }
-svg { background: var(--paper); }
-text { font-family: system-ui, sans-serif; fill: var(--ink); font-size: 13px; }
-.title { font-size: 17px; font-weight: 600; }
-.small { font-size: 11px; fill: var(--faint); }
-rect { fill: var(--box); stroke: var(--line); }
-.switch { stroke: var(--mark); stroke-dasharray: 5 3; }
-.makes { stroke: var(--mark); stroke-width: 2; }
-path { fill: none; stroke: var(--line); stroke-width: 1.4; }
-.stream { stroke: var(--mark); stroke-width: 2; }
-.condition { stroke-dasharray: 5 4; }
-.order { stroke-dasharray: 1.5 4; }
-.head { fill: var(--line); stroke: none; }
+.dflow-graph { color-scheme: light dark; --paper: #ffffff; --ink: #1d2330; --faint: #66708a; --box: #f3f5f9; --line: #9aa4bb; --mark: #2f6fde; background: var(--paper); }
+@media (prefers-color-scheme: dark) { .dflow-graph { --paper: #14171e; --ink: #e6e9f0; --faint: #98a2b8; --box: #202531; --line: #5d6880; --mark: #7aa7ff; } }
+.dflow-graph text { font-family: system-ui, sans-serif; fill: var(--ink); font-size: 13px; }
+.dflow-graph .title { font-size: 17px; font-weight: 600; }
+.dflow-graph .small { font-size: 11px; fill: var(--faint); }
+.dflow-graph rect { fill: var(--box); stroke: var(--line); }
+.dflow-graph .switch { stroke: var(--mark); stroke-dasharray: 5 3; }
+.dflow-graph .makes { stroke: var(--mark); stroke-width: 2; }
+.dflow-graph path { fill: none; stroke: var(--line); stroke-width: 1.4; }
+.dflow-graph .stream { stroke: var(--mark); stroke-width: 2; }
+.dflow-graph .condition { stroke-dasharray: 5 4; }
+.dflow-graph .order { stroke-dasharray: 1.5 4; }
+.dflow-graph .head { fill: var(--line); stroke: none; }
 ";
 
 /// Characters of the 13 and 11 pixel fonts that fit a box.
@@ -31,7 +31,7 @@ pub(super) fn render(view: &View) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\">"
+        "<svg class=\"dflow-graph\" xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\">"
     );
     let _ = writeln!(out, "<title>{}</title>\n<style>\n{STYLE}</style>", escaped(&view.title));
     out.push_str("<defs><marker id=\"head\" viewBox=\"0 0 8 8\" refX=\"8\" refY=\"4\" markerWidth=\"8\" markerHeight=\"8\" markerUnits=\"userSpaceOnUse\" orient=\"auto\"><path class=\"head\" d=\"M0 0L8 4L0 8z\"/></marker></defs>\n");
