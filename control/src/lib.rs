@@ -3,11 +3,16 @@
 //! - [`workflow`]: the front-end of the format `dflow/v1`: text in, checked graph or diagnostics out;
 //! - [`graphview`]: a workflow as a picture;
 //! - [`import`]: workflows of other systems;
+//! - [`history`]: past runs;
+//! - [`trace`]: where the time of a run went;
 //! - [`node`]: the engine that owns scheduler, store and function processes;
 //! - [`cli`]: the command.
 
 pub mod cli;
 pub mod graphview;
+pub mod history;
 pub mod import;
 pub mod node;
+mod text;
+pub mod trace;
 pub mod workflow;

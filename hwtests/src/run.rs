@@ -80,7 +80,8 @@ impl Scene {
     pub fn dflow(&self, args: &[&str]) -> Command {
         let mut command = Command::new(dflow());
         command.args(args).current_dir(self.folder.path()).env(MARK, &self.mark);
-        command.env("DFLOW_SPILL", self.folder.path()).stdin(Stdio::null());
+        command.env("DFLOW_SPILL", self.folder.path()).env("DFLOW_STATE", self.path("state"));
+        command.stdin(Stdio::null());
         command
     }
 

@@ -1,6 +1,7 @@
 //! A run as it happens: a tree of steps on a terminal, one line per change elsewhere.
 
-use crate::node::{LogLines, RunView, StepView};
+use crate::node::{LogLine, RunView, StepView};
+pub(super) use crate::text::bytes_text;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -70,9 +71,8 @@ impl Live {
         }
     }
 
-    /// Prints what functions printed, above the tree.
-    pub(super) fn print(&self, lines: &LogLines) {
-        let (lines, dropped) = lines.take();
+    /// Prints what functions printed, above the tree. `dropped` lines were lost before them.
+    pub(super) fn print(&self, lines: &[LogLine], dropped: u64) {
         let show = |text: String| match self {
             // A terminal that went away is no reason to end the run.
             Live::Tree { multi, .. } => drop(multi.println(text)),
@@ -81,7 +81,7 @@ impl Live {
         if dropped > 0 {
             show(format!("({dropped} lines of output dropped)"));
         }
-        lines.into_iter().for_each(|l| show(format!("{} | {}", l.step, l.text)));
+        lines.iter().for_each(|l| show(format!("{} | {}", l.step, l.text)));
     }
 
     /// Leaves the last state on the terminal.
@@ -95,21 +95,7 @@ impl Live {
 
 /// The one word for a step's state.
 pub(super) fn state_word(step: &StepView) -> &'static str {
-    if step.skipped {
-        "skipped"
-    } else if step.complete {
-        if step.failed > 0 && step.done == 0 { "failed" } else { "done" }
-    } else if step.failed > 0 {
-        "failed"
-    } else if step.running > 0 {
-        if step.blocked == step.running { "waiting for data" } else { "running" }
-    } else if step.warming > 0 {
-        "warming"
-    } else if step.first_start.is_some() {
-        "queued"
-    } else {
-        "waiting"
-    }
+    step.state_word()
 }
 
 fn rank(step: &StepView) -> u8 {
@@ -155,27 +141,9 @@ fn total_text(view: &RunView, elapsed_s: f64, rows: usize) -> String {
     format!("{ended}/{} steps{hidden}, {}, {elapsed_s:.1} s", view.steps.len(), bytes_text(bytes))
 }
 
-/// A size for people: `3.2 MiB`.
-pub(super) fn bytes_text(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_read_well() {
-        let texts: Vec<_> = [0, 1023, 1024, 5 << 20, 3 << 30, 2 << 40].map(bytes_text).into();
-        assert_eq!(texts, ["0 B", "1023 B", "1.0 KiB", "5.0 MiB", "3.0 GiB", "2.0 TiB"]);
-    }
 
     #[test]
     fn a_step_asleep_says_so() {

@@ -2,12 +2,14 @@
 
 mod exit;
 mod graph;
+mod history;
 mod import;
 mod lint;
 mod live;
 mod open;
 mod results;
 mod run;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -37,6 +39,14 @@ enum Command {
     Graph(graph::GraphArgs),
     /// Turn a trace or workflow of another system into a workflow file
     Import(import::ImportArgs),
+    /// List past runs
+    Ps(history::PsArgs),
+    /// Show a past run: result, inputs, steps, failures
+    Show(history::ShowArgs),
+    /// Print what functions printed in a past run
+    Logs(history::LogsArgs),
+    /// Write a past run as a trace for Perfetto
+    Trace(trace::TraceArgs),
 }
 
 /// Parses the command line, runs it, and returns the documented exit code.
@@ -48,6 +58,10 @@ pub fn main() -> ExitCode {
         Command::Lint(args) => lint::run(&args),
         Command::Graph(args) => graph::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Ps(args) => history::ps(&args),
+        Command::Show(args) => history::show(&args),
+        Command::Logs(args) => history::logs(&args),
+        Command::Trace(args) => trace::run(&args),
     };
     ExitCode::from(code as u8)
 }

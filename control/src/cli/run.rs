@@ -1,11 +1,13 @@
 //! `dflow run`: a node in this process, one run, its result.
 
 use super::exit::Exit;
+use super::history::KeepArgs;
 use super::live::{Live, bytes_text, state_word};
 use super::open::open;
 use super::results;
+use crate::history::{Facts, Printed, new_run_name};
 use crate::node::{Given, Node, NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec};
-use crate::workflow;
+use crate::workflow::{self, Workflow};
 use dflow_core::graph::StartPolicy;
 use dflow_core::scheduler::RunError;
 use std::path::{Path, PathBuf};
@@ -61,6 +63,8 @@ pub(super) struct RunArgs {
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    keep: KeepArgs,
 }
 
 fn parse_start(text: &str) -> Result<StartPolicy, String> {
@@ -85,6 +89,13 @@ fn parse_size(text: &str) -> Result<u64, String> {
 struct Sink {
     dir: Option<PathBuf>,
     json: bool,
+}
+
+/// What a record tells beyond the run itself.
+struct About<'a> {
+    workflow: &'a Workflow,
+    inputs: &'a [(String, Given)],
+    config: &'a NodeConfig,
 }
 
 pub(super) fn run(args: &RunArgs) -> Exit {
@@ -113,16 +124,20 @@ pub(super) fn run(args: &RunArgs) -> Exit {
         eprintln!("error: {error}");
         return Exit::Output;
     }
-    let node = match Node::start(node_config(args)) {
+    let config = node_config(args);
+    let node = match Node::start(config.clone()) {
         Ok(node) => node,
         Err(error) => {
             eprintln!("error: {error}");
             return Exit::Environment;
         }
     };
-    let spec = RunSpec { workflow: workflow.clone(), inputs, start: args.start };
+    let spec = RunSpec { workflow: workflow.clone(), inputs: inputs.clone(), start: args.start };
     let code = match node.submit(spec) {
-        Ok(handle) => follow(args, &node, handle, &sink),
+        Ok(handle) => {
+            let about = About { workflow: &workflow, inputs: &inputs, config: &config };
+            follow(args, &node, handle, &sink, &about)
+        }
         Err(error) => {
             eprintln!("error: {error}");
             Exit::Usage
@@ -134,6 +149,7 @@ pub(super) fn run(args: &RunArgs) -> Exit {
 
 fn node_config(args: &RunArgs) -> NodeConfig {
     let mut config = NodeConfig { spin_us: args.spin_us, strict: args.strict, ..NodeConfig::default() };
+    config.journal = args.keep.wanted();
     if let Some(cpus) = args.cpus {
         config.cpu_milli = (cpus.clamp(0.001, 1e6) * 1000.0) as u32;
         config.slots = (config.cpu_milli / 1000 * 4 + 4).max(config.slots);
@@ -159,18 +175,21 @@ fn parse_inputs(pairs: &[String]) -> Result<Vec<(String, Given)>, String> {
     pairs.iter().map(parse).collect()
 }
 
-/// Shows the run until it ends, then delivers.
-fn follow(args: &RunArgs, node: &Node, handle: RunHandle, sink: &Sink) -> Exit {
+/// Shows the run until it ends, delivers, and writes its record down.
+fn follow(args: &RunArgs, node: &Node, handle: RunHandle, sink: &Sink, about: &About<'_>) -> Exit {
     let interrupts = count_interrupts();
     let begun = Instant::now();
     let mut live = Live::new(&handle.watch().view(), args.quiet || sink.json);
+    let mut printed = Printed::default();
     let mut told = 0;
     let result = loop {
         let result = handle.wait(Some(FRAME));
         let view = handle.watch().view();
+        let (lines, dropped) = node.logs().take();
         if args.logs {
-            live.print(node.logs());
+            live.print(&lines, dropped);
         }
+        printed.add(&lines, dropped);
         live.update(&view, begun.elapsed().as_secs_f64());
         if let Some(result) = result {
             break result;
@@ -187,11 +206,12 @@ fn follow(args: &RunArgs, node: &Node, handle: RunHandle, sink: &Sink) -> Exit {
     };
     live.finish();
     let elapsed = begun.elapsed();
+    let run = new_run_name();
     if sink.json {
-        print_summary(&handle, &result, elapsed);
+        print_summary(&run, &handle, &result, elapsed);
     }
-    match result {
-        Ok(outputs) => deliver(&outputs, sink, args.quiet, elapsed),
+    let code = match &result {
+        Ok(outputs) => deliver(outputs, sink, args.quiet, elapsed),
         Err(failure) => {
             if !sink.json {
                 eprintln!("error: {failure}");
@@ -202,7 +222,24 @@ fn follow(args: &RunArgs, node: &Node, handle: RunHandle, sink: &Sink) -> Exit {
                 _ => Exit::Failed,
             }
         }
+    };
+    if args.keep.wanted() {
+        let facts = Facts {
+            run,
+            file: args.file.display().to_string(),
+            workflow: about.workflow,
+            start: args.start,
+            inputs: about.inputs,
+            node: about.config,
+            age: begun.elapsed(),
+            view: &handle.watch().view(),
+            journal: &handle.watch().take_journal(),
+            failure: result.as_ref().err(),
+            printed,
+        };
+        args.keep.save(&facts.record(), args.quiet || sink.json);
     }
+    code
 }
 
 fn deliver(outputs: &[(String, OutputValue)], sink: &Sink, quiet: bool, elapsed: Duration) -> Exit {
@@ -233,6 +270,7 @@ fn deliver(outputs: &[(String, OutputValue)], sink: &Sink, quiet: bool, elapsed:
 
 /// One JSON document on stdout: result, steps, times.
 fn print_summary(
+    run: &str,
     handle: &RunHandle,
     result: &Result<Vec<(String, OutputValue)>, RunFailure>,
     elapsed: Duration,
@@ -248,7 +286,7 @@ fn print_summary(
     };
     let makespan_us = view.ended.map(|t| t.since_us(view.submitted));
     let mut summary = serde_json::json!({
-        "ok": result.is_ok(), "makespan_us": makespan_us, "elapsed_us": elapsed.as_micros() as u64,
+        "run": run, "ok": result.is_ok(), "makespan_us": makespan_us, "elapsed_us": elapsed.as_micros() as u64,
         "steps": view.steps.iter().map(step).collect::<Vec<_>>(),
     });
     match result {

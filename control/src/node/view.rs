@@ -54,6 +54,27 @@ pub struct StepView {
     pub last_end: Option<Tick>,
 }
 
+impl StepView {
+    /// The one word for its state.
+    pub fn state_word(&self) -> &'static str {
+        if self.skipped {
+            "skipped"
+        } else if self.complete {
+            if self.failed > 0 && self.done == 0 { "failed" } else { "done" }
+        } else if self.failed > 0 {
+            "failed"
+        } else if self.running > 0 {
+            if self.blocked == self.running { "waiting for data" } else { "running" }
+        } else if self.warming > 0 {
+            "warming"
+        } else if self.first_start.is_some() {
+            "queued"
+        } else {
+            "waiting"
+        }
+    }
+}
+
 /// Something that happened in a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Record {
