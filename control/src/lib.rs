@@ -5,6 +5,7 @@
 //! - [`import`]: workflows of other systems;
 //! - [`history`]: past runs;
 //! - [`trace`]: where the time of a run went;
+//! - [`report`]: the same as a page for people;
 //! - [`node`]: the engine that owns scheduler, store and function processes;
 //! - [`cli`]: the command.
 
@@ -13,6 +14,7 @@ pub mod graphview;
 pub mod history;
 pub mod import;
 pub mod node;
+pub mod report;
 mod text;
 pub mod trace;
 pub mod workflow;

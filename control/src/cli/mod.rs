@@ -7,6 +7,7 @@ mod import;
 mod lint;
 mod live;
 mod open;
+mod report;
 mod results;
 mod run;
 mod trace;
@@ -47,6 +48,8 @@ enum Command {
     Logs(history::LogsArgs),
     /// Write a past run as a trace for Perfetto
     Trace(trace::TraceArgs),
+    /// Write a past run as a page for a browser
+    Report(report::ReportArgs),
 }
 
 /// Parses the command line, runs it, and returns the documented exit code.
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Show(args) => history::show(&args),
         Command::Logs(args) => history::logs(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     ExitCode::from(code as u8)
 }
