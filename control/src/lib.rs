@@ -6,10 +6,12 @@
 //! - [`history`]: past runs;
 //! - [`trace`]: where the time of a run went;
 //! - [`report`]: the same as a page for people;
+//! - [`doctor`]: whether a machine is fit for a node;
 //! - [`node`]: the engine that owns scheduler, store and function processes;
 //! - [`cli`]: the command.
 
 pub mod cli;
+pub mod doctor;
 pub mod graphview;
 pub mod history;
 pub mod import;

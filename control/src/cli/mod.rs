@@ -1,5 +1,6 @@
 //! The `dflow` command: what it accepts, and which part of the house answers.
 
+mod doctor;
 mod exit;
 mod graph;
 mod history;
@@ -50,6 +51,8 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Write a past run as a page for a browser
     Report(report::ReportArgs),
+    /// Look whether this machine is fit for DFlow, and say how to mend what is not
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Parses the command line, runs it, and returns the documented exit code.
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Logs(args) => history::logs(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
     };
     ExitCode::from(code as u8)
 }

@@ -1,0 +1,60 @@
+//! `dflow doctor`: whether this machine is fit for a node.
+
+use super::exit::Exit;
+use super::history::{Form, print};
+use crate::doctor::{Finding, Grade, examine};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit code 0 unless something fails without which no node can run here (then 3).")]
+pub(super) struct DoctorArgs {
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Form,
+    /// The spill directory that `dflow run` would be given
+    #[arg(long, value_name = "DIR", env = "DFLOW_SPILL", default_value = "/var/tmp")]
+    spill: PathBuf,
+    /// The interpreter that Python functions would use
+    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    python: PathBuf,
+}
+
+pub(super) fn run(args: &DoctorArgs) -> Exit {
+    let findings = examine(&args.spill, &args.python);
+    let code = if findings.iter().any(|f| f.grade == Grade::Fail) { Exit::Environment } else { Exit::Ok };
+    let printed = match args.output {
+        Form::Json => print(&format!("{:#}\n", findings.iter().map(finding_json).collect::<Value>())),
+        Form::Table => print(&findings_text(&findings)),
+    };
+    if printed == Exit::Ok { code } else { printed }
+}
+
+fn finding_json(f: &Finding) -> Value {
+    json!({"check": f.check, "grade": f.grade.word(), "found": f.found, "means": f.means, "mend": f.mend, "value": f.value})
+}
+
+fn findings_text(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|f| f.check.len()).max().unwrap_or(0);
+    let mut out = String::new();
+    for f in findings {
+        out.push_str(&format!("{:<4}  {:<width$}  {}\n", f.grade.word(), f.check, f.found));
+        if f.grade != Grade::Ok {
+            let indent = width + 8;
+            if !f.means.is_empty() {
+                out.push_str(&format!("{:indent$}{}\n", "", f.means));
+            }
+            for line in f.mend.lines() {
+                out.push_str(&format!("{:indent$}mend: {line}\n", ""));
+            }
+        }
+    }
+    let count = |grade| findings.iter().filter(|f| f.grade == grade).count();
+    out.push_str(&format!(
+        "\n{} ok, {} warn, {} fail\n",
+        count(Grade::Ok),
+        count(Grade::Warn),
+        count(Grade::Fail)
+    ));
+    out
+}
