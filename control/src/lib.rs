@@ -7,6 +7,7 @@
 //! - [`trace`]: where the time of a run went;
 //! - [`report`]: the same as a page for people;
 //! - [`doctor`]: whether a machine is fit for a node;
+//! - [`netns`]: a network of namespaces, to measure and test in;
 //! - [`node`]: the engine that owns scheduler, store and function processes;
 //! - [`cli`]: the command.
 
@@ -15,6 +16,7 @@ pub mod doctor;
 pub mod graphview;
 pub mod history;
 pub mod import;
+pub mod netns;
 pub mod node;
 pub mod report;
 mod text;
