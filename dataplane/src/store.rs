@@ -4,8 +4,8 @@ use crate::arena::{Arena, ReadError};
 use bytes::Bytes;
 use dflow_proto::ids::Extent;
 use dflow_proto::store::{
-    DiskError, Effect, Effects, GrantError, Hold, Lease, Leased, Limits, Location, ObjectId, Owner, Purpose,
-    Reserve, SealError, Sealed, Stats, Store, StoreError, Ticket,
+    DiskError, Effect, Effects, GrantError, Hold, Lease, Leased, Limits, Listed, Location, ObjectId, Owner,
+    Purpose, Reserve, SealError, Sealed, Stats, Store, StoreError, Ticket,
 };
 use dflow_proto::{ObjectKey, RunId, SegmentId};
 use dflow_shm::segment::{PartMut, SegmentError};
@@ -322,6 +322,11 @@ impl LocalStore {
                 0
             }
         }
+    }
+
+    /// Of the objects there are, the first `max`: those of `run`, or of all runs.
+    pub fn list(&self, run: Option<RunId>, max: usize) -> Vec<Listed> {
+        self.core.list(run, max)
     }
 
     /// Numbers of this moment.

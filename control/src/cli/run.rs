@@ -5,7 +5,7 @@ use super::history::KeepArgs;
 use super::live::{Live, bytes_text, state_word};
 use super::open::open;
 use super::results;
-use crate::history::{Facts, Printed, new_run_name};
+use crate::history::{Facts, Printed, graph_facts, input_facts, new_run_name};
 use crate::node::{Given, Node, NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec};
 use crate::workflow::{self, Workflow};
 use dflow_core::graph::StartPolicy;
@@ -228,8 +228,9 @@ fn follow(args: &RunArgs, node: &Node, handle: RunHandle, sink: &Sink, about: &A
             run,
             file: args.file.display().to_string(),
             workflow: about.workflow,
+            graph: &graph_facts(about.workflow),
             start: args.start,
-            inputs: about.inputs,
+            inputs: input_facts(about.workflow, about.inputs),
             node: about.config,
             age: begun.elapsed(),
             view: &handle.watch().view(),

@@ -43,10 +43,12 @@ pub struct Facts<'a> {
     pub file: String,
     /// What ran.
     pub workflow: &'a Workflow,
+    /// Its graph ([`graph_facts`]), which many runs may share.
+    pub graph: &'a GraphFacts,
     /// The start policy of the command line.
     pub start: Option<StartPolicy>,
-    /// The inputs as they were given.
-    pub inputs: &'a [(String, Given)],
+    /// Its inputs ([`input_facts`]).
+    pub inputs: Vec<InputFacts>,
     /// The node.
     pub node: &'a NodeConfig,
     /// How long ago the run was submitted.
@@ -83,9 +85,9 @@ impl Facts<'_> {
         };
         RunRecord {
             summary,
-            inputs: inputs(workflow, self.inputs),
+            inputs: self.inputs,
             steps: view.steps.iter().map(|s| row(s, since)).collect(),
-            graph: graph_facts(workflow),
+            graph: self.graph.clone(),
             node: node_facts(self.node),
             start: self.start.map(start_facts),
             events: journal.records.iter().map(|r| event(r, since)).collect(),
@@ -116,7 +118,8 @@ fn cut(text: &str) -> String {
     text[..at].to_owned()
 }
 
-fn inputs(workflow: &Workflow, given: &[(String, Given)]) -> Vec<InputFacts> {
+/// The inputs of a run that are given as values and files, or take their defaults.
+pub fn input_facts(workflow: &Workflow, given: &[(String, Given)]) -> Vec<InputFacts> {
     let facts = |spec: &crate::workflow::InputSpec| {
         let given = given.iter().rev().find(|(name, _)| *name == spec.name).map(|(_, given)| given);
         let (bytes, file) = match given {

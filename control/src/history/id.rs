@@ -17,8 +17,11 @@ pub fn new_run_name() -> String {
     name(now.as_millis() as u64 * 32 / 1000, u64::from(salt ^ salt >> 15))
 }
 
-/// The name after this one, for when it is taken.
-pub(super) fn next(run: &str) -> String {
+/// The name after this one, for when it is taken. What follows a `.` says whose run it is and stays.
+pub(crate) fn next(run: &str) -> String {
+    if let Some((own, home)) = run.split_once('.') {
+        return format!("{}.{home}", next(own));
+    }
     let digit = |b: u8| DIGITS.iter().position(|d| *d == b).unwrap_or(0) as u64;
     let value = run.bytes().fold(0u64, |value, b| value << 5 | digit(b));
     let value = value.wrapping_add(1);
@@ -50,5 +53,6 @@ mod tests {
         let name = new_run_name();
         assert!(next(&name) > name);
         assert_eq!(next("0000000zzzz"), "00000010000");
+        assert_eq!(next("0000000zzzz.east-1"), "00000010000.east-1");
     }
 }

@@ -17,7 +17,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use collect::{Facts, Printed, graph_facts};
+pub use collect::{Facts, Printed, graph_facts, input_facts};
 pub use error::HistoryError;
 pub use id::new_run_name;
 pub use record::{

@@ -55,6 +55,51 @@ struct Details {
     logs_dropped: u64,
 }
 
+/// The tables of a transaction that writes.
+struct Tables<'t> {
+    summaries: RunTable<'t>,
+    details: RunTable<'t>,
+    journals: RunTable<'t>,
+    logs: RunTable<'t>,
+    graphs: redb::Table<'t, u64, &'static [u8]>,
+}
+
+type RunTable<'t> = redb::Table<'t, &'static str, &'static [u8]>;
+
+impl Tables<'_> {
+    /// Writes a record under its name, or the next one that is free; returns that.
+    fn put(&mut self, record: &RunRecord) -> Result<String, redb::Error> {
+        let mut run = record.summary.run.clone();
+        while self.summaries.get(run.as_str())?.is_some() {
+            run = id::next(&run);
+        }
+        let key = run.as_str();
+        let graph = put_graph(&mut self.graphs, &encode(&record.graph))?;
+        let (events, events_cut) = encode_events(&record.events, JOURNAL_BYTES_MAX);
+        let details = encode(&Details {
+            inputs: record.inputs.clone(),
+            steps: record.steps.clone(),
+            graph,
+            node: record.node.clone(),
+            start: record.start,
+            failures: record.failures.clone(),
+            events_dropped: record.events_dropped + events_cut,
+            logs_dropped: record.logs_dropped,
+        });
+        let logs = encode(&record.logs);
+        let summary = Summary {
+            run: run.clone(),
+            record_bytes: (events.len() + details.len() + logs.len()) as u64,
+            ..record.summary.clone()
+        };
+        self.details.insert(key, details.as_slice())?;
+        self.journals.insert(key, events.as_slice())?;
+        self.logs.insert(key, logs.as_slice())?;
+        self.summaries.insert(key, encode(&summary).as_slice())?;
+        Ok(run)
+    }
+}
+
 /// The past runs of a directory.
 #[derive(Clone, Debug)]
 pub struct History {
@@ -93,21 +138,30 @@ impl History {
     /// # Errors
     /// When the file cannot be used. The file is then as it was.
     pub fn save(&self, record: &RunRecord) -> Result<String, HistoryError> {
-        self.guarded(|| self.save_unguarded(record))
+        let names = self.save_all(std::slice::from_ref(record))?;
+        Ok(names.into_iter().next().unwrap_or_default())
     }
 
-    fn save_unguarded(&self, record: &RunRecord) -> Result<String, HistoryError> {
+    /// As [`History::save`] for many records, all in one transaction.
+    ///
+    /// # Errors
+    /// When the file cannot be used. The file is then as it was.
+    pub fn save_all(&self, records: &[RunRecord]) -> Result<Vec<String>, HistoryError> {
+        self.guarded(|| self.save_unguarded(records))
+    }
+
+    fn save_unguarded(&self, records: &[RunRecord]) -> Result<Vec<String>, HistoryError> {
         fs::create_dir_all(&self.dir)
             .map_err(|source| HistoryError::Dir { path: self.dir.clone(), source })?;
         let database = self.patiently(|| builder().create(self.file()))?;
-        self.write(&database, record).map_err(|error| self.storage(error))?
+        self.write(&database, records).map_err(|error| self.storage(error))?
     }
 
     fn write(
         &self,
         database: &Database,
-        record: &RunRecord,
-    ) -> Result<Result<String, HistoryError>, redb::Error> {
+        records: &[RunRecord],
+    ) -> Result<Result<Vec<String>, HistoryError>, redb::Error> {
         let transaction = database.begin_write()?;
         {
             let mut meta = transaction.open_table(META)?;
@@ -117,49 +171,28 @@ impl History {
             }
             meta.insert("format", FORMAT)?;
         }
-        let mut run = record.summary.run.clone();
+        let mut names = Vec::with_capacity(records.len());
         {
-            let mut summaries = transaction.open_table(SUMMARIES)?;
-            while summaries.get(run.as_str())?.is_some() {
-                run = id::next(&run);
-            }
-            let key = run.as_str();
-            let graph = put_graph(&mut transaction.open_table(GRAPHS)?, &encode(&record.graph))?;
-            let (events, events_cut) = encode_events(&record.events, JOURNAL_BYTES_MAX);
-            let details = encode(&Details {
-                inputs: record.inputs.clone(),
-                steps: record.steps.clone(),
-                graph,
-                node: record.node.clone(),
-                start: record.start,
-                failures: record.failures.clone(),
-                events_dropped: record.events_dropped + events_cut,
-                logs_dropped: record.logs_dropped,
-            });
-            let logs = encode(&record.logs);
-            let summary = Summary {
-                run: run.clone(),
-                record_bytes: (events.len() + details.len() + logs.len()) as u64,
-                ..record.summary.clone()
+            let mut tables = Tables {
+                summaries: transaction.open_table(SUMMARIES)?,
+                details: transaction.open_table(DETAILS)?,
+                journals: transaction.open_table(JOURNALS)?,
+                logs: transaction.open_table(LOGS)?,
+                graphs: transaction.open_table(GRAPHS)?,
             };
-            transaction.open_table(DETAILS)?.insert(key, details.as_slice())?;
-            transaction.open_table(JOURNALS)?.insert(key, events.as_slice())?;
-            transaction.open_table(LOGS)?.insert(key, logs.as_slice())?;
-            summaries.insert(key, encode(&summary).as_slice())?;
-            self.prune(&transaction, &mut summaries)?;
+            for record in records {
+                names.push(tables.put(record)?);
+            }
+            self.prune(&mut tables)?;
         }
         transaction.commit()?;
-        Ok(Ok(run))
+        Ok(Ok(names))
     }
 
     /// Removes the oldest runs beyond the limits, and graphs that no run has any more.
-    fn prune(
-        &self,
-        transaction: &redb::WriteTransaction,
-        summaries: &mut redb::Table<'_, &'static str, &'static [u8]>,
-    ) -> Result<(), redb::Error> {
+    fn prune(&self, tables: &mut Tables<'_>) -> Result<(), redb::Error> {
         let mut kept = Vec::new();
-        for entry in summaries.iter()? {
+        for entry in tables.summaries.iter()? {
             let (run, bytes) = entry?;
             // What cannot be read would otherwise stay for ever.
             let size = decode::<Summary>(bytes.value()).map_or(u64::MAX, |s| s.record_bytes);
@@ -177,20 +210,17 @@ impl History {
         if gone.is_empty() {
             return Ok(());
         }
-        let mut details = transaction.open_table(DETAILS)?;
-        let mut journals = transaction.open_table(JOURNALS)?;
-        let mut logs = transaction.open_table(LOGS)?;
         for (run, _) in gone {
-            summaries.remove(run.as_str())?;
-            details.remove(run.as_str())?;
-            journals.remove(run.as_str())?;
-            logs.remove(run.as_str())?;
+            tables.summaries.remove(run.as_str())?;
+            tables.details.remove(run.as_str())?;
+            tables.journals.remove(run.as_str())?;
+            tables.logs.remove(run.as_str())?;
         }
         let mut used = BTreeSet::new();
-        for entry in details.iter()? {
+        for entry in tables.details.iter()? {
             used.extend(decode::<Details>(entry?.1.value()).ok().map(|d| d.graph));
         }
-        transaction.open_table(GRAPHS)?.retain(|graph, _| used.contains(&graph))?;
+        tables.graphs.retain(|graph, _| used.contains(&graph))?;
         Ok(())
     }
 

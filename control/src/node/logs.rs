@@ -1,6 +1,7 @@
 //! What functions print: drained by a thread of its own, so that a function that floods its
 //! stdout slows down itself and nothing else.
 
+use dflow_proto::RunId;
 use dflow_proto::limits::STDERR_TAIL_BYTES;
 use rustix::event::epoll;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +24,7 @@ struct Printed {
     /// The unfinished last line, for the listener.
     line: Vec<u8>,
     /// Whose lines these are.
+    run: Option<RunId>,
     label: String,
 }
 
@@ -33,6 +35,8 @@ pub struct LogLines(Arc<Mutex<(VecDeque<LogLine>, u64)>>);
 /// One line that a function printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine {
+    /// The run; none while a function is loaded.
+    pub run: Option<RunId>,
     /// The step, with the item in brackets for a foreach.
     pub step: String,
     /// The line without its end.
@@ -47,21 +51,23 @@ impl LogLines {
         (lines.0.drain(..).collect(), dropped)
     }
 
-    fn push(&self, step: &str, text: &[u8]) {
+    fn push(&self, run: Option<RunId>, step: &str, text: &[u8]) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.0.len() == LINES_MAX {
             lines.0.pop_front();
             lines.1 += 1;
         }
-        lines.0.push_back(LogLine { step: step.into(), text: String::from_utf8_lossy(text).into_owned() });
+        let text = String::from_utf8_lossy(text).into_owned();
+        lines.0.push_back(LogLine { run, step: step.into(), text });
     }
 }
 
 impl Tail {
-    /// Forgets what was printed; what comes now belongs to `label`.
-    pub(crate) fn begin(&self, label: &str) {
+    /// Forgets what was printed; what comes now belongs to `label` of `run`.
+    pub(crate) fn begin(&self, run: Option<RunId>, label: &str) {
         let mut printed = self.lock();
         printed.bytes.clear();
+        printed.run = run;
         printed.label.clear();
         printed.label.push_str(label);
     }
@@ -85,7 +91,7 @@ impl Tail {
             printed.line.extend_from_slice(&part[..part.len().min(room)]);
             if part.ends_with(b"\n") {
                 let line = std::mem::take(&mut printed.line);
-                lines.push(&printed.label, line.strip_suffix(b"\n").unwrap_or(&line));
+                lines.push(printed.run, &printed.label, line.strip_suffix(b"\n").unwrap_or(&line));
             }
         }
     }
@@ -94,7 +100,7 @@ impl Tail {
         let mut printed = self.lock();
         if !printed.line.is_empty() {
             let line = std::mem::take(&mut printed.line);
-            lines.push(&printed.label, &line);
+            lines.push(printed.run, &printed.label, &line);
         }
     }
 
@@ -198,7 +204,7 @@ mod tests {
         let logs = Logs::start().expect("thread");
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).expect("pipe");
         let tail = logs.add(7, reader).expect("add");
-        tail.begin("count[3]");
+        tail.begin(Some(RunId(5)), "count[3]");
         rustix::io::write(&writer, b"one\ntwo\nrest").expect("write");
         logs.flush(7);
         assert_eq!(tail.text(), "one\ntwo\nrest");

@@ -25,14 +25,15 @@ pub use config::{Libexec, NodeConfig};
 pub use error::{RunFailure, StartError, SubmitError};
 pub use logs::{LogLine, LogLines};
 pub use object::{ObjectView, OutputValue};
-pub use view::{Failed, Journal, Record, RunView, StepView, Watch, What};
+pub use stage::{InputWriter, OpenRun};
+pub use view::{Failed, Journal, PoolView, Record, RunView, StepView, Watch, What};
 
 use crate::workflow::Workflow;
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use dflow_core::graph::StartPolicy;
 use dflow_core::scheduler::Load;
 use dflow_proto::RunId;
-use dflow_proto::store::Stats;
+use dflow_proto::store::{Listed, Stats};
 use engine::{Request, Requests};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,6 +64,10 @@ pub enum Given {
 
 /// The outputs of a run by name, or why there are none.
 pub type RunResult = Result<Vec<(String, OutputValue)>, RunFailure>;
+
+/// Takes the result of a run, on the engine's thread: it must neither block nor keep the engine busy.
+/// `false` if nobody is there to take it; the outputs are then given back.
+pub type Done = Box<dyn FnOnce(RunResult) -> bool + Send>;
 
 /// A node in this process. Dropping it ends its runs and its function processes.
 pub struct Node {
@@ -112,18 +117,36 @@ impl Node {
     /// # Errors
     /// When an input is missing, mistyped, too large or unreadable, or the store cannot take it.
     pub fn submit(&self, spec: RunSpec) -> Result<RunHandle, SubmitError> {
-        let staged = stage::stage(&self.requests, &spec)?;
         let (tx, result) = bounded(1);
-        let (reply, accepted) = bounded(1);
-        self.requests.send(Request::Submit {
-            workflow: spec.workflow,
-            start: spec.start,
-            staged,
-            done: tx,
-            reply,
-        })?;
-        let watch = accepted.recv().map_err(|_| SubmitError::NodeGone)?;
+        let watch = self.begin(spec, Box::new(move |result| tx.send(result).is_ok()))?;
         Ok(RunHandle { watch, result, requests: self.requests.clone() })
+    }
+
+    /// As [`Node::submit`], for a program with many runs: `done` is called at the run's end.
+    ///
+    /// # Errors
+    /// As of [`Node::submit`]; `done` is then not called.
+    pub fn begin(&self, spec: RunSpec, done: Done) -> Result<Watch, SubmitError> {
+        let data = stage::check(&spec)?;
+        let mut open = self.open(spec.workflow)?;
+        for (index, data) in data.iter().enumerate() {
+            open.write(index, data)?;
+        }
+        open.begin(spec.start, done)
+    }
+
+    /// A run that is to get its inputs one by one, of any size, before it begins.
+    ///
+    /// # Errors
+    /// When the node has been shut down.
+    pub fn open(&self, workflow: Arc<Workflow>) -> Result<OpenRun, SubmitError> {
+        OpenRun::open(self.requests.clone(), workflow)
+    }
+
+    /// Ends a run; its result then tells `reason`. A run that has ended stays as it is.
+    pub fn cancel(&self, run: RunId, reason: &str) {
+        // A run whose node is gone has ended.
+        let _ = self.requests.send(Request::Cancel { run, reason: reason.into() });
     }
 
     /// What functions have printed since the last call of [`LogLines::take`].
@@ -136,6 +159,20 @@ impl Node {
         let (reply, stats) = bounded(1);
         self.requests.send(Request::Stats { reply }).ok()?;
         stats.recv().ok()
+    }
+
+    /// The functions' processes now; `None` if the engine is gone.
+    pub fn pools(&self) -> Option<Vec<PoolView>> {
+        let (reply, pools) = bounded(1);
+        self.requests.send(Request::Pools { reply }).ok()?;
+        pools.recv().ok()
+    }
+
+    /// The first `max` objects of the store, of one run or of all; `None` if the engine is gone.
+    pub fn objects(&self, run: Option<RunId>, max: usize) -> Option<Vec<Listed>> {
+        let (reply, objects) = bounded(1);
+        self.requests.send(Request::Objects { run, max, reply }).ok()?;
+        objects.recv().ok()
     }
 
     /// Ends all runs and function processes and waits until they are gone.

@@ -5,6 +5,7 @@
 use dflow_core::graph::Graph;
 use dflow_proto::link::{Times, Wait};
 use dflow_proto::{InvocationId, RunId, Tick};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 /// Records one run may keep; what comes after is counted, not kept.
@@ -73,6 +74,25 @@ impl StepView {
             "waiting"
         }
     }
+}
+
+/// A function's processes at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolView {
+    /// The function.
+    pub function: String,
+    /// What runs it.
+    pub runtime: &'static str,
+    /// The folder of its workflow.
+    pub dir: PathBuf,
+    /// `cold`: nothing is loaded; `loading`; `serving`; `broken`: it could not be loaded.
+    pub state: &'static str,
+    /// Processes that exist or are being made.
+    pub workers: u32,
+    /// Of them, those without work.
+    pub idle: u32,
+    /// Invocations that wait for a process.
+    pub queued: u32,
 }
 
 /// Something that happened in a run.

@@ -114,7 +114,7 @@ impl Engine {
             } else {
                 step.name.clone()
             };
-            process.tail.begin(&label);
+            process.tail.begin(Some(run), &label);
         }
         self.watch_memory(worker);
         if let Some(state) = self.runs.get(&run) {

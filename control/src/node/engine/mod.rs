@@ -17,9 +17,9 @@ use super::error::StartError;
 use super::logs::{LogLines, Logs};
 use super::pool::{PoolId, Pools};
 use super::spill::Spiller;
-use super::view::Watch;
+use super::view::{PoolView, Watch};
 use super::watchdog::Watchdog;
-use super::{NodeStats, RunResult};
+use super::{Done, NodeStats};
 use crate::workflow::Workflow;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use dflow_core::graph::StartPolicy;
@@ -27,7 +27,7 @@ use dflow_core::scheduler::{Capacity, Effect, Event, Outcome, Scheduler};
 use dflow_dataplane::LocalStore;
 use dflow_proto::ids::Extent;
 use dflow_proto::link::Times;
-use dflow_proto::store::{Lease, Owner, Ticket};
+use dflow_proto::store::{Lease, Listed, Owner, Ticket};
 use dflow_proto::{InvocationId, RunId, SegmentId, Tick, WorkerId};
 use dflow_shm::page::PageNode;
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -58,7 +58,7 @@ pub(super) enum Request {
         workflow: Arc<Workflow>,
         start: Option<StartPolicy>,
         staged: Staged,
-        done: Sender<RunResult>,
+        done: Done,
         reply: Sender<Watch>,
     },
     /// Forget an opened run that could not begin, or the outputs of one that has ended.
@@ -71,6 +71,10 @@ pub(super) enum Request {
     Spilled(super::spill::Done),
     /// Numbers.
     Stats { reply: Sender<NodeStats> },
+    /// The pools.
+    Pools { reply: Sender<Vec<PoolView>> },
+    /// Some of the objects, of one run or of all.
+    Objects { run: Option<RunId>, max: usize, reply: Sender<Vec<Listed>> },
     /// End everything.
     Shutdown,
 }
@@ -112,7 +116,7 @@ struct RunState {
     lists: BTreeMap<u32, values::JsonList>,
     /// Bytes the last invocation of each step wrote, as a hint for the next one's allotment.
     wrote: Vec<u64>,
-    done: Option<Sender<RunResult>>,
+    done: Option<Done>,
     /// Leases of outputs that the program still looks at.
     outputs: Vec<Lease>,
 }
@@ -432,6 +436,8 @@ impl Engine {
             Request::Stats { reply } => {
                 let _ = reply.send(self.stats());
             }
+            Request::Pools { reply } => drop(reply.send(self.pools.list())),
+            Request::Objects { run, max, reply } => drop(reply.send(self.store.list(run, max))),
             Request::Shutdown => self.stop = true,
         }
     }

@@ -2,14 +2,13 @@
 
 use super::values::Parked;
 use super::{Engine, Phase, RunState};
-use crate::node::RunResult;
+use crate::node::Done;
 use crate::node::error::RunFailure;
 use crate::node::object::{Keep, ObjectView, OutputValue};
 use crate::node::pool::Job;
 use crate::node::stage::Staged;
 use crate::node::view::Watch;
 use crate::workflow::Workflow;
-use crossbeam::channel::Sender;
 use dflow_core::graph::{Source, StartPolicy, StepKind};
 use dflow_core::scheduler::{Event, Resolved, RunError};
 use dflow_proto::store::{Leased, Owner};
@@ -31,7 +30,7 @@ impl Engine {
         workflow: Arc<Workflow>,
         start: Option<StartPolicy>,
         Staged { run, inputs }: Staged,
-        done: Sender<RunResult>,
+        done: Done,
     ) -> Watch {
         for (index, extent) in inputs.into_iter().enumerate() {
             let key = ObjectKey::input(run, index as u16);
@@ -103,7 +102,7 @@ impl Engine {
         };
         let kept = result.is_ok();
         let done = self.runs.get_mut(&run).and_then(|s| s.done.take());
-        let taken = done.is_some_and(|done| done.send(result).is_ok());
+        let taken = done.is_some_and(|done| done(result));
         if !kept || !taken {
             // Nobody holds outputs. This thread must not send itself the request by which a program's
             // last view ends the run: its own queue may be full.

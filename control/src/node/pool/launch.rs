@@ -48,7 +48,7 @@ impl Zygote {
         rustix::io::ioctl_fionbio(&reader, true).map_err(|e| text("set up a pipe", &e))?;
         let log = ZYGOTE_LOGS | mark;
         let tail = logs.add(log, reader).map_err(|e| text("watch a pipe", &e))?;
-        tail.begin(name);
+        tail.begin(None, name);
         let scratch = matches!(spec.runtime, Runtime::Exec { .. })
             .then(|| PathBuf::from(format!("{SCRATCH_ROOT}/{SCRATCH_PREFIX}{}-{mark}", std::process::id())));
         // The socket takes the place of standard input: the one number that a child inherits

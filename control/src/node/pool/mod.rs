@@ -21,6 +21,7 @@ use super::config::NodeConfig;
 use super::error::StartError;
 use super::logs::Logs;
 use super::sweep::sweep;
+use super::view::PoolView;
 use crate::workflow::FunctionSpec;
 use dflow_dataplane::Arena;
 use dflow_proto::zygote::{Exit, FromZygote, ToZygote};
@@ -569,6 +570,25 @@ impl Pools {
     /// Takes a segment's descriptor back from all workers, so that its memory can go.
     pub(crate) fn hide_segment(&mut self, segment: SegmentId) {
         self.workers.values_mut().for_each(|worker| worker.hide(segment));
+    }
+
+    /// Each pool as it is now.
+    pub(crate) fn list(&self) -> Vec<PoolView> {
+        let view = |pool: &Pool| PoolView {
+            function: pool.spec.name.clone(),
+            runtime: pool.spec.runtime.name(),
+            dir: pool.dir.clone(),
+            state: match pool.zygote {
+                ZygoteState::None => "cold",
+                ZygoteState::Loading { .. } => "loading",
+                ZygoteState::Serving(_) => "serving",
+                ZygoteState::Broken { .. } => "broken",
+            },
+            workers: pool.alive,
+            idle: pool.idle.len() as u32,
+            queued: pool.queue.len() as u32,
+        };
+        self.pools.iter().map(view).collect()
     }
 
     /// Workers and zygotes alive.

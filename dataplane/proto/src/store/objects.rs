@@ -2,9 +2,12 @@
 
 use super::grants::GrantKey;
 use super::queue::Request;
-use super::{Effect, Effects, Lease, Leased, Location, ObjectId, Owner, Purpose, SealError, Store, Ticket};
-use crate::ids::{Extent, ObjectKey};
+use super::{
+    Effect, Effects, Lease, Leased, Listed, Location, ObjectId, Owner, Purpose, SealError, Store, Ticket,
+};
+use crate::ids::{Extent, InvocationId, ObjectKey, RunId};
 use crate::limits::PAGE_BYTES;
+use alloc::vec::Vec;
 
 /// One object. It is freed when its key no longer names it, nobody leases it and nobody copies it.
 #[derive(Debug)]
@@ -182,6 +185,29 @@ impl Store {
         }
         self.settle(id, fx);
         self.pump(fx);
+    }
+
+    /// Of the objects under keys, the first `max`: those of `run`, or of all runs, in the order of
+    /// their keys.
+    pub fn list(&self, run: Option<RunId>, max: usize) -> Vec<Listed> {
+        let first = ObjectKey {
+            run: run.unwrap_or(RunId(0)),
+            invocation: InvocationId { step: 0, item: 0 },
+            port: 0,
+            item: 0,
+        };
+        let named = self.by_key.range(first..).take_while(|(key, _)| run.is_none_or(|run| key.run == run));
+        let listed = named.filter_map(|(key, id)| {
+            let object = self.objects.get(id)?;
+            Some(Listed {
+                key: *key,
+                bytes: object.bytes,
+                in_memory: matches!(object.place, Place::Memory(..) | Place::Nowhere),
+                on_disk: object.copy || !matches!(object.place, Place::Memory(..) | Place::Nowhere),
+                leases: object.leases,
+            })
+        });
+        listed.take(max).collect()
     }
 
     /// What there is under a key, without a lease on it.

@@ -381,6 +381,21 @@ pub enum GrantError {
     },
 }
 
+/// An object as a list of them shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub key: ObjectKey,
+    /// Its size.
+    pub bytes: u64,
+    /// It can be read at once.
+    pub in_memory: bool,
+    /// A copy of it is on disk.
+    pub on_disk: bool,
+    /// Leases given out on it.
+    pub leases: u32,
+}
+
 /// Numbers of one store at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
