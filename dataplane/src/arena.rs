@@ -161,7 +161,7 @@ impl Arena {
     ///
     /// The caller sees to it that the object is neither freed nor moved while the result lives: the store
     /// promises so for a leased object, and for one that is being spilled until the spill is answered.
-    pub(crate) fn view(&self, extent: Extent) -> Result<Bytes, ReadError> {
+    pub fn view(&self, extent: Extent) -> Result<Bytes, ReadError> {
         match self.faultless(extent.segment) {
             Some(map) => {
                 // Checked here once; reading cannot fail then.

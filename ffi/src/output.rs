@@ -422,6 +422,10 @@ impl Invocation {
         let first = open.watermark == 0;
         open.watermark = watermark;
         let (place, extent) = (open.place, Extent { bytes: open.room, ..open.part.extent() });
+        if self.invoke.whole {
+            self.populate(&mut outputs, output);
+            return Ok(());
+        }
         page.advance(place, watermark);
         self.populate(&mut outputs, output);
         drop(outputs);

@@ -1,6 +1,8 @@
 //! What a node is told when it starts.
 
+use super::baseline::{Baseline, Overlaps};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Settings of a node. `Default` fits an embedded node on this machine.
 #[derive(Clone, Debug)]
@@ -31,6 +33,10 @@ pub struct NodeConfig {
     pub journal: bool,
     /// Seconds a function may take to load (imports, dlopen).
     pub load_timeout_s: u64,
+    /// What is done earlier than control flow would; for measurements.
+    pub overlaps: Overlaps,
+    /// The system that is imitated instead; for measurements.
+    pub baseline: Option<Arc<Baseline>>,
     /// Where `dflow-zygote`, `libdflow.so` and the Python package lie.
     pub libexec: Libexec,
 }
@@ -53,6 +59,8 @@ impl Default for NodeConfig {
             huge_pages: true,
             journal: true,
             load_timeout_s: 60,
+            overlaps: Overlaps::ALL,
+            baseline: None,
             libexec: Libexec::find(),
         }
     }

@@ -9,18 +9,21 @@
 //!               Scheduler, Store (pure)
 //! ```
 
+mod baseline;
 mod config;
 mod engine;
 mod error;
 mod logs;
 mod object;
 mod pool;
+mod remote;
 mod spill;
 mod stage;
 mod sweep;
 mod view;
 mod watchdog;
 
+pub use baseline::{Baseline, Crossing, Overlaps, Traffic};
 pub use config::{Libexec, NodeConfig};
 pub use error::{RunFailure, StartError, SubmitError};
 pub use logs::{LogLine, LogLines};
@@ -173,6 +176,14 @@ impl Node {
         let (reply, objects) = bounded(1);
         self.requests.send(Request::Objects { run, max, reply }).ok()?;
         objects.recv().ok()
+    }
+
+    /// Ends the function processes that have nothing to do, and their fork servers: the next
+    /// invocations find no process and no loaded code. Meant for measurements, between runs; `false`
+    /// if the engine is gone.
+    pub fn cool(&self) -> bool {
+        let (reply, done) = bounded(1);
+        self.requests.send(Request::Cool { reply }).is_ok() && done.recv().is_ok()
     }
 
     /// Ends all runs and function processes and waits until they are gone.

@@ -87,6 +87,8 @@ pub struct Invoke {
     pub timeout_ms: u64,
     /// The function may call this many threads its own (`resources.cpu`, rounded up).
     pub threads: u32,
+    /// Objects are announced when they are complete, and not with their first bytes.
+    pub whole: bool,
 }
 
 /// One input of an invocation.

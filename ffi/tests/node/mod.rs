@@ -257,6 +257,7 @@ impl Node {
             spin_us: 0,
             timeout_ms: 0,
             threads: 1,
+            whole: false,
         };
         Job { invoke, page, table: writer }
     }

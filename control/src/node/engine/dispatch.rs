@@ -76,6 +76,10 @@ impl Engine {
             return self.pools.done(worker, false);
         };
         attempt.phase = Phase::Running(worker);
+        if self.hold_before_command(job, worker) {
+            return;
+        }
+        let Some(attempt) = self.attempts.get_mut(&job) else { return };
         let owner = Owner { run, invocation, attempt: attempt.attempt };
         let cold = attempt.cold;
         let (Some(table), Some(allotment)) = (&attempt.table, attempt.allotment) else {
@@ -98,6 +102,7 @@ impl Engine {
             spin_us: self.config.spin_us,
             timeout_ms: step.timeout_ms,
             threads: step.cpu_milli.div_ceil(1000).max(1),
+            whole: !self.config.overlaps.streaming,
         };
         let segments: Vec<_> = table.segments.iter().copied().collect();
         invoke.outputs = self.outputs(owner, step, allotment);

@@ -41,6 +41,9 @@ impl Engine {
     }
 
     fn warm(&mut self, run: RunId, function: u32, workers: u32) {
+        if !self.config.overlaps.cold_start {
+            return;
+        }
         if let Some(state) = self.runs.get(&run) {
             let pool = state.pools[function as usize];
             self.pools.warm(pool, workers);
@@ -74,7 +77,8 @@ impl Engine {
     /// The attempt is over. The scheduler hears of it first and has the tables of its readers
     /// rewritten; only then ([`Engine::take_apart`]) are its page and memory given back.
     pub(super) fn ended(&mut self, run: RunId, invocation: InvocationId, outcome: Outcome) {
-        let Some(state) = self.attempts.remove(&(run, invocation)) else { return };
+        let Some(mut state) = self.attempts.remove(&(run, invocation)) else { return };
+        self.tell_withheld(std::mem::take(&mut state.aside));
         let ok = outcome == Outcome::Ok;
         let attempt = state.attempt;
         let at = self.now();

@@ -183,7 +183,8 @@ impl Engine {
                 set(table, index, entry);
             }
             Resolved::Follow { producer, attempt, port } => {
-                let entry = match self.page_of(owner.run, producer, attempt) {
+                let page = self.page_of(owner.run, producer, attempt);
+                let entry = match page.filter(|_| self.config.overlaps.hand_over) {
                     Some(page) => {
                         self.hold(table, (owner.run, producer), page);
                         Entry::Follow { page, port }
@@ -253,6 +254,7 @@ impl Engine {
         let key = object.key;
         match object.state {
             ObjectState::Pending => Entry::Pending,
+            ObjectState::Running { attempt } if !self.shows_page(key, attempt) => Entry::Pending,
             ObjectState::Running { attempt } => match self.page_of(key.run, key.invocation, attempt) {
                 Some(page) => {
                     self.hold(table, (key.run, key.invocation), page);

@@ -3,6 +3,7 @@
 use super::{Engine, Phase, Requests};
 use crate::node::config::NodeConfig;
 use crate::node::error::StartError;
+use crate::node::pool::Job;
 use crate::node::spill::{Done, Spiller};
 use crate::node::stage::StageGrant;
 use crossbeam::channel::Sender;
@@ -168,10 +169,11 @@ impl Engine {
     /// hear that it cannot be had. A reader that has just been woken still counts as asleep for a
     /// moment, so the stall must last before it is believed. False if nothing was refused.
     pub(super) fn relieve(&mut self) -> bool {
-        let at_work = |a: &super::Attempt| {
-            a.phase == Phase::Worker || matches!(a.phase, Phase::Running(_)) && !a.blocked
+        let at_work = |(job, a): (&Job, &super::Attempt)| {
+            let at_work = a.phase == Phase::Worker || matches!(a.phase, Phase::Running(_)) && !a.blocked;
+            at_work && !self.is_held(job)
         };
-        if self.waiting.is_empty() || self.attempts.values().any(at_work) {
+        if self.waiting.is_empty() || self.attempts.iter().any(at_work) {
             self.stalled_since = None;
             return false;
         }

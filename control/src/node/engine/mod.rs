@@ -3,6 +3,7 @@
 //! It sleeps in `select`, which only waits; everything that changes state is a plain call in
 //! `turn`, in a fixed order: requests, function processes, clock, then events until none is left.
 
+mod aside;
 mod dispatch;
 mod effects;
 mod inputs;
@@ -16,6 +17,7 @@ use super::config::NodeConfig;
 use super::error::StartError;
 use super::logs::{LogLines, Logs};
 use super::pool::{PoolId, Pools};
+use super::remote::Remote;
 use super::spill::Spiller;
 use super::view::{PoolView, Watch};
 use super::watchdog::Watchdog;
@@ -69,6 +71,10 @@ pub(super) enum Request {
     OverMemory { worker: WorkerId, used_bytes: u64, limit_bytes: u64 },
     /// A spill job is done.
     Spilled(super::spill::Done),
+    /// The remote store of a baseline has answered.
+    Remote(super::remote::Done),
+    /// End all function processes that are idle, and their fork servers.
+    Cool { reply: Sender<()> },
     /// Numbers.
     Stats { reply: Sender<NodeStats> },
     /// The pools.
@@ -150,6 +156,7 @@ struct Attempt {
     /// Sealed outputs that wait for memory to be copied to, and how it ended meanwhile.
     copies: u32,
     finish: Option<Outcome>,
+    aside: aside::Aside,
 }
 
 /// What an attempt waits for.
@@ -172,6 +179,7 @@ impl Attempt {
             published: BTreeSet::new(),
             copies: 0,
             finish: None,
+            aside: aside::Aside::default(),
             phase: Phase::Worker,
             cold: false,
             stopping: false,
@@ -195,6 +203,9 @@ struct Engine {
     store: LocalStore,
     pools: Pools,
     spiller: Option<Spiller>,
+    /// Where a baseline keeps objects.
+    remote: Option<Remote>,
+    holds: aside::Holds,
     runs: BTreeMap<RunId, RunState>,
     attempts: BTreeMap<(RunId, InvocationId), Attempt>,
     /// Who waits for which reservation.
@@ -267,6 +278,9 @@ impl Engine {
         )
         .map_err(system("watch the doorbell"))?;
         let (store, spiller) = memory::open(&config, &sender)?;
+        let remote = config.baseline.clone().map(|baseline| Remote::start(baseline, &sender)).transpose();
+        let remote = remote
+            .map_err(|source| StartError::System { what: "start the threads of a baseline", source })?;
         let pools = Pools::new(&config, store.arena(), &epoll, sender.doorbell.clone(), logs.clone())?;
         Ok(Engine {
             scheduler: Scheduler::new(Capacity { cpu_milli: config.cpu_milli, slots: config.slots }),
@@ -274,6 +288,8 @@ impl Engine {
             store,
             pools,
             spiller,
+            remote,
+            holds: aside::Holds::default(),
             runs: BTreeMap::new(),
             attempts: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -376,9 +392,11 @@ impl Engine {
                     self.apply(effect);
                 }
                 self.effects = effects;
+                self.news();
             } else if let Some(run) = self.forgotten.pop() {
                 self.forget(run);
             } else if !self.freshen()
+                && !self.release_held()
                 && !self.take_apart()
                 && !self.take_store_effects()
                 && !self.take_pool_events()
@@ -433,6 +451,11 @@ impl Engine {
                 self.over_memory(worker, used_bytes, limit_bytes)
             }
             Request::Spilled(done) => self.spilled(done),
+            Request::Remote(done) => self.remote_done(done),
+            Request::Cool { reply } => {
+                self.pools.cool();
+                let _ = reply.send(());
+            }
             Request::Stats { reply } => {
                 let _ = reply.send(self.stats());
             }

@@ -77,7 +77,7 @@ impl Engine {
             Report::FirstByte { port, item, extent } => {
                 self.share_segment(extent, (run, invocation));
                 let put = Put { key: key(port, item), attempt: number, bytes: 0 };
-                self.events.push_back(Event::FirstByte(put));
+                self.tell((run, invocation), Event::FirstByte(put));
                 What::FirstByte { port, item }
             }
             Report::Sealed { port, item, extent } => match self.sealed(owner, key(port, item), extent) {
@@ -85,7 +85,8 @@ impl Engine {
                 Err(message) => return self.misbehaved(worker, &message),
             },
             Report::Pinned { port, count } => {
-                self.events.push_back(Event::Pinned { run, invocation, attempt: number, port, count });
+                let pinned = Event::Pinned { run, invocation, attempt: number, port, count };
+                self.tell((run, invocation), pinned);
                 return;
             }
             Report::Unused { extent } => {
@@ -123,7 +124,8 @@ impl Engine {
             let wrote = &mut state.wrote[key.invocation.step as usize];
             *wrote = (*wrote).max(extent.bytes);
         }
-        self.events.push_back(Event::Sealed(Put { key, attempt: owner.attempt, bytes: extent.bytes }));
+        let put = Put { key, attempt: owner.attempt, bytes: extent.bytes };
+        self.tell((owner.run, owner.invocation), Event::Sealed(put));
         Ok(())
     }
 
@@ -205,6 +207,7 @@ impl Engine {
             self.pools.done(worker, tainted);
         }
         let outcome = if stopping { Outcome::Stopped } else { scheduler_outcome(outcome, &tail) };
+        self.store_remotely(job, &outcome);
         self.end_when_copied(job, outcome);
     }
 

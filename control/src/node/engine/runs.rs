@@ -39,6 +39,8 @@ impl Engine {
                 unreachable!("an input's own grant was refused: {error}");
             }
         }
+        // Imitated systems know nothing but control flow.
+        let start = if self.remote.is_some() { Some(StartPolicy::AllReady) } else { start };
         let watch = Watch::new(run, &workflow.graph, self.now(), self.config.journal);
         let pools: Vec<_> =
             workflow.functions.iter().map(|f| self.pools.find(f, &workflow.source_dir)).collect();
@@ -62,6 +64,9 @@ impl Engine {
     /// Loads the functions of the steps that need nothing but inputs, and keeps each pool's
     /// declared minimum, before the scheduler has said a word.
     fn warm_first(&mut self, workflow: &Workflow, pools: &[crate::node::pool::PoolId]) {
+        if !self.config.overlaps.cold_start {
+            return;
+        }
         for (function, pool) in workflow.functions.iter().zip(pools) {
             self.pools.warm(*pool, function.pool.min_warm);
         }
@@ -168,6 +173,7 @@ impl Engine {
             let effects = std::mem::take(&mut self.effects);
             effects.into_iter().for_each(|effect| self.apply(effect));
         }
+        self.forget_aside(run);
         self.store.drop_run(run);
     }
 
@@ -178,6 +184,9 @@ impl Engine {
         let pool = state.pools[function as usize];
         if let Some(attempt) = self.attempts.get_mut(&job) {
             attempt.phase = Phase::Worker;
+        }
+        if self.hold_before_process(job, self.pools.has_idle(pool)) {
+            return;
         }
         match self.pools.request(pool, job) {
             Some(worker) => self.dispatch(worker, job),

@@ -58,7 +58,8 @@ impl Engine {
         let done = done.and_then(|()| self.store.seal(key, owner, to).map_err(|e| e.to_string()).map(drop));
         match done {
             Ok(()) => {
-                self.events.push_back(Event::Sealed(Put { key, attempt: owner.attempt, bytes: from.bytes }))
+                let put = Put { key, attempt: owner.attempt, bytes: from.bytes };
+                self.tell((owner.run, owner.invocation), Event::Sealed(put));
             }
             // It took its own memory away, or sealed twice: its output will be missing, which fails it.
             Err(error) => tracing::warn!(error, ?key, "an output could not be copied"),

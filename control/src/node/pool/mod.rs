@@ -170,6 +170,31 @@ impl Pools {
         None
     }
 
+    /// Whether a job would get a process at once.
+    pub(crate) fn has_idle(&self, id: PoolId) -> bool {
+        !self.pools[id.0 as usize].idle.is_empty()
+    }
+
+    /// Ends the fork servers, and with them the workers, of pools in which nobody is at work.
+    pub(crate) fn cool(&mut self) {
+        let late = Instant::now() + SHUTDOWN;
+        let mut ending = Vec::new();
+        for (index, pool) in self.pools.iter_mut().enumerate() {
+            let of_pool = |w: &&Worker| w.pool == PoolId(index as u32);
+            let busy = self.workers.values().filter(of_pool).any(|w| matches!(w.state, State::Busy(_)));
+            if busy || !pool.queue.is_empty() || !matches!(pool.zygote, ZygoteState::Serving(_)) {
+                continue;
+            }
+            if let ZygoteState::Serving(zygote) = std::mem::replace(&mut pool.zygote, ZygoteState::None) {
+                ending.push(zygote.hang_up());
+            }
+            let workers = self.workers.iter().filter(|(_, w)| of_pool(w)).map(|(id, _)| *id);
+            let exited = |worker| PoolEvent::Exited { worker, exit: Exit::Signal(9) };
+            self.events.extend(workers.map(exited));
+        }
+        ending.into_iter().for_each(|child| launch::await_end(child, late));
+    }
+
     /// Takes a waiting job back.
     pub(crate) fn withdraw(&mut self, job: Job) {
         for pool in &mut self.pools {
