@@ -6,11 +6,13 @@
 //! - [`history`]: past runs;
 //! - [`trace`]: where the time of a run went;
 //! - [`report`]: the same as a page for people;
+//! - [`bench`]: workflows under load, beside imitated systems;
 //! - [`doctor`]: whether a machine is fit for a node;
 //! - [`netns`]: a network of namespaces, to measure and test in;
 //! - [`node`]: the engine that owns scheduler, store and function processes;
 //! - [`cli`]: the command.
 
+pub mod bench;
 pub mod cli;
 pub mod doctor;
 pub mod graphview;

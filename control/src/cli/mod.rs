@@ -1,5 +1,6 @@
 //! The `dflow` command: what it accepts, and which part of the house answers.
 
+mod bench;
 mod doctor;
 mod exit;
 mod graph;
@@ -51,6 +52,8 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Write a past run as a page for a browser
     Report(report::ReportArgs),
+    /// Measure
+    Bench(bench::BenchArgs),
     /// Look whether this machine is fit for DFlow, and say how to mend what is not
     Doctor(doctor::DoctorArgs),
 }
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Lint(args) => lint::run(&args),
         Command::Graph(args) => graph::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Ps(args) => history::ps(&args),
         Command::Show(args) => history::show(&args),
         Command::Logs(args) => history::logs(&args),

@@ -9,7 +9,12 @@ use std::path::Path;
 
 /// Loads the file and prints what is suspect, or prints what is wrong.
 pub(super) fn open(path: &Path) -> Result<Workflow, Exit> {
-    match foreign(path) {
+    open_with(path, &ImportOptions::default())
+}
+
+/// The same, with a say in how a foreign file is imported.
+pub(super) fn open_with(path: &Path, options: &ImportOptions) -> Result<Workflow, Exit> {
+    match foreign(path, options) {
         Some(imported) => imported,
         None => match workflow::load(path) {
             Ok(workflow) => {
@@ -24,15 +29,15 @@ pub(super) fn open(path: &Path) -> Result<Workflow, Exit> {
     }
 }
 
-/// The workflow of another system's file with the importer's defaults; `None` if it is none, or
+/// The workflow of another system's file; `None` if it is none, or
 /// cannot be read (which `workflow::load` then words).
-fn foreign(path: &Path) -> Option<Result<Workflow, Exit>> {
+fn foreign(path: &Path, options: &ImportOptions) -> Option<Result<Workflow, Exit>> {
     let file = std::fs::File::open(path).ok().filter(|f| f.metadata().is_ok_and(|m| m.is_file()))?;
     let mut bytes = Vec::new();
     file.take(WORKFLOW_BYTES_MAX + 1).read_to_end(&mut bytes).ok()?;
     let kind = import::sniff(&bytes)?;
     let name = path.display();
-    let imported = match import::import(kind, &bytes, &ImportOptions::default()) {
+    let imported = match import::import(kind, &bytes, options) {
         Ok(imported) => imported,
         Err(error) => {
             eprintln!("error: {name}: {error}");

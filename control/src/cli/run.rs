@@ -67,7 +67,7 @@ pub(super) struct RunArgs {
     keep: KeepArgs,
 }
 
-fn parse_start(text: &str) -> Result<StartPolicy, String> {
+pub(super) fn parse_start(text: &str) -> Result<StartPolicy, String> {
     match text {
         "eager" => Ok(StartPolicy::Eager),
         "first-byte" => Ok(StartPolicy::FirstByte),
@@ -80,7 +80,7 @@ fn parse_start(text: &str) -> Result<StartPolicy, String> {
     }
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     workflow::parse_size(text)
 }
 
@@ -161,7 +161,7 @@ fn node_config(args: &RunArgs) -> NodeConfig {
     config
 }
 
-fn parse_inputs(pairs: &[String]) -> Result<Vec<(String, Given)>, String> {
+pub(super) fn parse_inputs(pairs: &[String]) -> Result<Vec<(String, Given)>, String> {
     let parse = |pair: &String| {
         let Some((name, value)) = pair.split_once('=') else {
             return Err(format!("--input {pair}: expected NAME=VALUE or NAME=@FILE"));

@@ -1,8 +1,10 @@
 //! Measuring what the design gains: its overlaps switched off one by one, and other systems' ways with
 //! data and triggers imitated on this engine.
 
+use crate::netns::Lab;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What DFlow does earlier than control flow would. All are on unless a measurement wants to know
@@ -68,6 +70,8 @@ pub struct Baseline {
     pub name: String,
     /// Where the remote store answers (the Redis protocol: PING, SET, GET, DEL).
     pub remote: SocketAddr,
+    /// The network in whose first namespace the node's end of the link is; `None`: the caller's own.
+    pub lab: Option<Arc<Lab>>,
     /// What goes there.
     pub crossing: Crossing,
     /// The virtual worker of each step, by the workflow's name; steps of others are on one worker.

@@ -85,6 +85,12 @@ impl Remote {
 
 fn serve(baseline: &Baseline, errands: &Receiver<Errand>, requests: &Requests) {
     let mut line = Line { at: baseline.remote, stream: None, piece: vec![0; PIECE_BYTES] };
+    if let Some(lab) = &baseline.lab
+        && let Err(error) = lab.enter_thread(0)
+    {
+        // Its errands fail then, since nobody answers at that address here.
+        tracing::warn!(%error, "a thread of a baseline is not in its network");
+    }
     for errand in errands {
         let done = match errand {
             Errand::Fetch { job, attempt, trigger, objects } => {

@@ -212,7 +212,7 @@ impl Engine {
         let mut keys = BTreeSet::new();
         for input in 0..step.inputs.len() {
             match self.scheduler.resolve(run, invocation, input as u16) {
-                Resolved::Object(object) => drop(keys.insert(object.key)),
+                Resolved::Object(object) => keys.extend([object.key]),
                 Resolved::List { items, .. } => keys.extend(items.iter().map(|item| item.key)),
                 _ => {}
             }
@@ -304,7 +304,9 @@ impl Engine {
         let first = ObjectKey { run, invocation: InvocationId { step: 0, item: 0 }, port: 0, item: 0 };
         let next = ObjectKey { run: RunId(run.0 + 1), ..first };
         let of_run: Vec<_> = self.holds.begun.range((first, 0)..(next, 0)).copied().collect();
-        of_run.iter().for_each(|key| drop(self.holds.begun.remove(key)));
+        for key in &of_run {
+            self.holds.begun.remove(key);
+        }
         if let (Some(keys), Some(remote)) = (self.holds.stored.remove(&run), &self.remote)
             && !remote.send(Errand::Delete(keys))
         {
