@@ -6,7 +6,7 @@ use super::remote::RemoteStore;
 use super::results::{Results, Row};
 use super::stats::{Quantiles, Random};
 use super::{BenchError, Contender, Load, Plan, Subject, System, Way};
-use crate::history::{Facts, Printed, RunRecord};
+use crate::history::{Facts, Printed, RunRecord, graph_facts, input_facts};
 use crate::node::{Baseline, Crossing, Journal, Node, NodeConfig, Overlaps, RunView, Traffic};
 use crate::trace::Timeline;
 use dflow_core::graph::StartPolicy;
@@ -278,8 +278,9 @@ fn record(
         run: String::new(),
         file: subject.workflow.file.clone(),
         workflow: &subject.workflow,
+        graph: &graph_facts(&subject.workflow),
         start: start.or(config.baseline.is_some().then_some(StartPolicy::AllReady)),
-        inputs: &subject.inputs,
+        inputs: input_facts(&subject.workflow, &subject.inputs),
         node: config,
         age: Duration::ZERO,
         view,
