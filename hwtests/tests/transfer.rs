@@ -143,7 +143,7 @@ impl<W: World> Cluster<W> {
                     }
                 }
                 Moved::Released { key } => member.released.push(key),
-                Moved::Wanted { .. } | Moved::Up { .. } | Moved::Down { .. } => {}
+                Moved::Wanted { .. } | Moved::Up { .. } | Moved::Down { .. } | Moved::Said { .. } => {}
             }
         }
         found

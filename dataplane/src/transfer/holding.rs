@@ -47,12 +47,14 @@ pub(super) struct Holdings {
 struct Held {
     publication: Publication,
     readers: BTreeMap<NodeId, Told>,
+    /// Kept only for those that still read it.
+    let_go: bool,
 }
 
 impl Holdings {
     /// Begins to hold an object; a later try replaces an earlier one.
     pub(super) fn publish(&mut self, key: ObjectKey, publication: Publication) {
-        self.held.insert(key, Held { publication, readers: BTreeMap::new() });
+        self.held.insert(key, Held { publication, readers: BTreeMap::new(), let_go: false });
     }
 
     pub(super) fn get(&self, key: ObjectKey) -> Option<&Publication> {
@@ -123,6 +125,18 @@ impl Holdings {
         self.held
             .get_mut(&key)
             .is_some_and(|held| held.readers.remove(&node).is_some() && held.readers.is_empty())
+    }
+
+    /// The node itself needs the object no more. Whether nobody does.
+    pub(super) fn let_go(&mut self, key: ObjectKey) -> bool {
+        let Some(held) = self.held.get_mut(&key) else { return true };
+        held.let_go = true;
+        held.readers.is_empty()
+    }
+
+    /// Whether the object is only kept for its readers.
+    pub(super) fn is_let_go(&self, key: ObjectKey) -> bool {
+        self.held.get(&key).is_some_and(|held| held.let_go)
     }
 
     /// A node is gone: it reads nothing any more. Objects of which it was the last reader.

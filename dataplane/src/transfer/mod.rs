@@ -8,11 +8,13 @@
 
 mod holding;
 mod mover;
+mod talk;
 
 pub use holding::Publication;
 pub use mover::{Landing, Mover, MoverStats};
+pub use talk::{Unheard, WORD_BYTES_MAX};
 
-use crate::transport::{Broken, NodeId};
+use crate::transport::{Broken, Epoch, NodeId};
 use dflow_proto::ids::ObjectKey;
 use dflow_proto::transfer::TransferError;
 
@@ -81,15 +83,25 @@ pub enum Moved {
         /// By whom.
         node: NodeId,
     },
-    /// All nodes that were told of this object have read it, or are gone.
+    /// All nodes that were told of this object have read it, or were [given up](Mover::lose).
     Released {
         /// Which.
         key: ObjectKey,
+    },
+    /// A node's program said something: each word comes once, in order, also over broken connections, as long as
+    /// both nodes live.
+    Said {
+        /// Which node.
+        node: NodeId,
+        /// Its word.
+        bytes: Vec<u8>,
     },
     /// A connection to a node opened.
     Up {
         /// Which.
         node: NodeId,
+        /// Its incarnation; if it is another than before, the node has forgotten all it was told.
+        epoch: Epoch,
     },
     /// The connection to a node ended.
     Down {

@@ -1,5 +1,7 @@
 //! The driver.
 
+mod peers;
+
 use super::Moved;
 use super::holding::{Holdings, Publication};
 use crate::transport::{
@@ -11,23 +13,15 @@ use dflow_proto::ids::{Extent, ObjectKey, RunId, SegmentId};
 use dflow_proto::transfer::{
     Effect, Effects, Event, PeerId, ReadFault, Receiver, Ticket, TransferLimits, relay_plan,
 };
+use dflow_proto::wire::ErrorCode;
 use dflow_proto::wire::notice::{self, Notice};
-use dflow_proto::wire::{ErrorCode, WIRE_MESSAGE_BYTES_MAX};
 use dflow_shm::segment::Map;
+use peers::Peer;
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// How long a connection attempt may take. Milliseconds.
-const CONNECT_MS_MAX: u64 = 3_000;
-/// How long after a failed attempt the next one begins. Milliseconds.
-const RECONNECT_MS: u64 = 100;
-/// How long a message may take to leave. Milliseconds.
-const SEND_MS_MAX: u64 = 30_000;
-/// Bytes of notices that wait for one peer; one that lets more gather is cut off and finds out by asking.
-const OUTBOX_BYTES_MAX: usize = 64 << 20;
 
 /// Memory for an object that comes from elsewhere.
 #[derive(Clone)]
@@ -72,18 +66,6 @@ pub struct Mover<T: Transport> {
     effects: Effects,
     found: Vec<Moved>,
     heard: Vec<Heard>,
-}
-
-#[derive(Default)]
-struct Peer {
-    address: Option<SocketAddr>,
-    connection: Option<ConnectionId>,
-    dialling: Option<ConnectionId>,
-    /// Not before then.
-    redial_at: Tick,
-    /// Encoded notices that wait for a connection, or for room in the transport.
-    outbox: VecDeque<Vec<u8>>,
-    outbox_bytes: usize,
 }
 
 struct Waiting {
@@ -156,9 +138,18 @@ impl<T: Transport> Mover<T> {
         region
     }
 
-    /// Says where a node is. It is dialled when there is something to tell it.
-    pub fn add_peer(&mut self, node: NodeId, address: SocketAddr) {
-        self.peers.entry(node).or_default().address = Some(address);
+    /// Takes a node for dead: it reads nothing here any more.
+    pub fn lose(&mut self, node: NodeId) {
+        for key in self.holdings.lose(node) {
+            self.released(key);
+        }
+    }
+
+    /// The segment's memory goes: nobody may read or land there any more.
+    pub fn deregister(&mut self, segment: SegmentId) {
+        if let Some(region) = self.regions.remove(&segment) {
+            self.transport.deregister(region);
+        }
     }
 
     /// Lets peers read an object, from its first byte on. Nobody is told yet.
@@ -222,11 +213,20 @@ impl<T: Transport> Mover<T> {
         self.give(Event::Reserved { key, attempt, granted });
     }
 
-    /// The node needs an object no more, and peers must find it elsewhere. Its memory is let go when the last
-    /// read into it has come back.
+    /// The node needs an object no more. Its memory is let go when the last read into it has come back and those
+    /// that were told of it have finished.
     pub fn release(&mut self, key: ObjectKey) {
         self.landings.remove(&key);
-        self.withdraw(key, false);
+        if self.holdings.let_go(key) {
+            self.withdraw(key, false);
+        }
+    }
+
+    fn released(&mut self, key: ObjectKey) {
+        if self.holdings.is_let_go(key) {
+            self.withdraw(key, false);
+        }
+        self.found.push(Moved::Released { key });
     }
 
     /// A run is over: all its objects are forgotten.
@@ -235,7 +235,10 @@ impl<T: Transport> Mover<T> {
         self.act();
         let landed = self.landings.keys().filter(|key| key.run == run).copied();
         let keys: BTreeSet<ObjectKey> = landed.chain(self.holdings.of_run(run)).collect();
-        keys.into_iter().for_each(|key| self.release(key));
+        for key in keys {
+            self.landings.remove(&key);
+            self.withdraw(key, false);
+        }
     }
 
     /// Asks nodes for an object.
@@ -269,7 +272,9 @@ impl<T: Transport> Mover<T> {
 
     fn deadline(&self) -> Option<Tick> {
         let redials = self.peers.values().filter(|peer| peer.must_dial()).map(|peer| peer.redial_at);
-        redials.chain(self.receiver.deadline()).min()
+        let open = self.peers.values().filter(|peer| peer.connection.is_some());
+        let acks = open.filter_map(|peer| peer.talk.ack_at());
+        redials.chain(acks).chain(self.receiver.deadline()).min()
     }
 
     fn give(&mut self, event: Event) {
@@ -394,42 +399,34 @@ impl<T: Transport> Mover<T> {
 
     fn hear(&mut self, event: Heard) {
         match event {
-            Heard::Connected { connection, node, .. } => {
-                self.connections.insert(connection, node);
-                let peer = self.peers.entry(node).or_default();
-                if peer.dialling == Some(connection) {
-                    peer.dialling = None;
-                }
-                // Of two that were dialled at once the first stays in use: notices keep their order only within
-                // one connection.
-                let first = peer.connection.is_none();
-                peer.connection.get_or_insert(connection);
-                if first {
-                    self.found.push(Moved::Up { node });
-                }
-            }
+            Heard::Connected { connection, node, epoch, .. } => self.connected(connection, node, epoch),
             Heard::Disconnected { connection, why } => self.disconnected(connection, why),
             Heard::Message { connection, bytes } => {
                 let Some(node) = self.connections.get(&connection).copied() else { return };
                 match notice::decode(&bytes) {
                     Ok(notices) => {
                         for notice in notices {
-                            self.told(node, notice);
+                            self.told(connection, node, notice);
                         }
                     }
-                    // A peer that garbles its notices is not believed any more; nothing else is harmed.
-                    Err(error) => {
-                        tracing::warn!(node = node.0, %error, "closing a connection that garbles");
-                        self.transport.close(connection);
-                    }
+                    Err(error) => self.garbles(connection, node, error),
                 }
             }
             Heard::Completed(completion) => self.completed(completion),
         }
     }
 
-    fn told(&mut self, node: NodeId, notice: Notice) {
+    fn told(&mut self, connection: ConnectionId, node: NodeId, notice: Notice) {
         match notice {
+            Notice::Say { seq, ack, last, bytes } => {
+                let now = self.transport.now();
+                let peer = self.peers.entry(node).or_default();
+                match peer.talk.hear(now, seq, ack, last, &bytes) {
+                    Ok(Some(bytes)) => self.found.push(Moved::Said { node, bytes }),
+                    Ok(None) => {}
+                    Err(error) => self.garbles(connection, node, error),
+                }
+            }
             Notice::Want { key } => {
                 let sealed_or_growing = self.holdings.announce(key, node, Vec::new());
                 match sealed_or_growing {
@@ -439,35 +436,10 @@ impl<T: Transport> Mover<T> {
             }
             Notice::Finished { key } => {
                 if self.holdings.finished(key, node) {
-                    self.found.push(Moved::Released { key });
+                    self.released(key);
                 }
             }
             notice => self.give(Event::Notice { peer: PeerId(node.0), notice }),
-        }
-    }
-
-    fn disconnected(&mut self, connection: ConnectionId, why: crate::transport::Broken) {
-        let now = self.transport.now();
-        let known = self.connections.remove(&connection);
-        let dialled = self.peers.iter().find(|(_, peer)| peer.dialling == Some(connection));
-        let Some(node) = known.or(dialled.map(|(node, _)| *node)) else { return };
-        // Notices that were on their way are lost, also if another connection to that node is left (both ends may
-        // have dialled): what it holds is asked for anew.
-        self.give(Event::PeerGone { peer: PeerId(node.0) });
-        let other = self.connections.iter().find(|(_, other)| **other == node).map(|(id, _)| *id);
-        let peer = self.peers.entry(node).or_default();
-        if peer.dialling == Some(connection) {
-            peer.dialling = None;
-            peer.redial_at = now.after_ms(RECONNECT_MS);
-        }
-        if peer.connection == Some(connection) {
-            peer.connection = other;
-            if other.is_none() {
-                for key in self.holdings.lose(node) {
-                    self.found.push(Moved::Released { key });
-                }
-                self.found.push(Moved::Down { node, why });
-            }
         }
     }
 
@@ -489,64 +461,5 @@ impl<T: Transport> Mover<T> {
         });
         self.answer(ticket, completion.done_bytes as u64, fault);
         self.act();
-    }
-
-    /// Queues a notice for a node, joined with others that wait.
-    fn tell(&mut self, node: NodeId, notice: &Notice) {
-        let peer = self.peers.entry(node).or_default();
-        if peer.outbox_bytes > OUTBOX_BYTES_MAX {
-            return;
-        }
-        let mut bytes = Vec::new();
-        notice.encode(&mut bytes);
-        peer.outbox_bytes += bytes.len();
-        match peer.outbox.back_mut() {
-            Some(last) if last.len() + bytes.len() <= WIRE_MESSAGE_BYTES_MAX / 2 => last.append(&mut bytes),
-            _ => peer.outbox.push_back(bytes),
-        }
-    }
-
-    /// Sends what waits, dials where it must.
-    fn flush(&mut self) {
-        self.start_reads();
-        if !self.effects.is_empty() {
-            self.act();
-        }
-        for (node, notice) in self.holdings.news() {
-            self.tell(node, &notice);
-        }
-        let now = self.transport.now();
-        for (node, peer) in &mut self.peers {
-            if peer.must_dial()
-                && peer.redial_at <= now
-                && let Some(address) = peer.address
-            {
-                let deadline = now.after_ms(CONNECT_MS_MAX);
-                peer.dialling = Some(self.transport.connect(address, Some(*node), deadline));
-            }
-            let Some(connection) = peer.connection else { continue };
-            while let Some(message) = peer.outbox.pop_front() {
-                let bytes = message.len();
-                let op = Op::Send { connection, message, deadline: now.after_ms(SEND_MS_MAX), tag: 0 };
-                match self.transport.submit(op) {
-                    Ok(_) => peer.outbox_bytes -= bytes,
-                    Err(refused) => {
-                        if let Op::Send { message, .. } = *refused.op {
-                            peer.outbox.push_front(message);
-                        }
-                        break;
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl Peer {
-    fn must_dial(&self) -> bool {
-        self.connection.is_none()
-            && self.dialling.is_none()
-            && !self.outbox.is_empty()
-            && self.address.is_some()
     }
 }

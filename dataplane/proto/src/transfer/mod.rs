@@ -47,6 +47,9 @@ pub struct TransferLimits {
     pub read_ms_max: u64,
     /// A transfer without a holder asks for one this often, milliseconds; the first time after as long.
     pub seek_ms: u64,
+    /// What is announced is wanted without being asked for, for so many milliseconds: where holders announce only
+    /// to those who will read. 0: only what is asked for is fetched.
+    pub announced_ms: u64,
     /// Objects known or wanted. Announcements beyond it are forgotten and found again by asking.
     pub objects_max: usize,
 }
@@ -61,6 +64,7 @@ impl Default for TransferLimits {
             holder_failures_max: 8,
             read_ms_max: 10_000,
             seek_ms: 500,
+            announced_ms: 0,
             objects_max: 1 << 20,
         }
     }

@@ -198,7 +198,7 @@ impl Receiver {
                 self.look_for_holders(now, key);
             }
             // What we hold is the driver's to answer.
-            Notice::Want { .. } | Notice::Finished { .. } => {}
+            Notice::Want { .. } | Notice::Finished { .. } | Notice::Say { .. } => {}
         }
     }
 
@@ -220,6 +220,9 @@ impl Receiver {
             object.capacity_bytes = announce.capacity_bytes;
         }
         let object = self.objects.get_mut(&key).expect("inserted above");
+        if self.limits.announced_ms > 0 && object.memory != Memory::Full {
+            object.wanted.get_or_insert(now.after_ms(self.limits.announced_ms));
+        }
         // Memory was asked for by what the first holder said; another's larger claims must not reach beyond it.
         let capacity = object.capacity_bytes;
         object.size = object.size.or(announce.size.filter(|size| *size <= capacity));

@@ -12,6 +12,8 @@ use alloc::vec::Vec;
 pub const RELAY_MAX: usize = 1024;
 /// Notices of one message.
 pub const NOTICES_MAX: usize = 4096;
+/// Bytes of one [`Notice::Say`]; what is longer is said in several.
+pub const SAY_BYTES_MAX: usize = 32 << 10;
 
 /// What the sender holds of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,21 +81,21 @@ pub enum Notice {
         /// The object.
         key: ObjectKey,
     },
+    /// A word of the sender's program to the receiver's, or a piece of one. Unlike other notices it survives a
+    /// broken connection: it is said again until it is acknowledged.
+    Say {
+        /// Counts the pieces said to this peer, from 1; 0 for none, only an acknowledgement.
+        seq: u64,
+        /// The last piece heard from the receiver.
+        ack: u64,
+        /// The word ends here.
+        last: bool,
+        /// The piece, at most [`SAY_BYTES_MAX`].
+        bytes: Vec<u8>,
+    },
 }
 
 impl Notice {
-    /// The object it is about.
-    pub const fn key(&self) -> ObjectKey {
-        match self {
-            Notice::Announce(announce) => announce.key,
-            Notice::Progress { key, .. }
-            | Notice::Sealed { key, .. }
-            | Notice::Withdrawn { key, .. }
-            | Notice::Want { key }
-            | Notice::Finished { key } => *key,
-        }
-    }
-
     /// Appends its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
@@ -139,11 +141,23 @@ impl Notice {
                 out.push(6);
                 out.put_key(key);
             }
+            Notice::Say { seq, ack, last, bytes } => {
+                let bytes = &bytes[..bytes.len().min(SAY_BYTES_MAX)];
+                out.push(7);
+                out.put_u64(*seq);
+                out.put_u64(*ack);
+                out.push((*last).into());
+                out.put_u32(bytes.len() as u32);
+                out.extend_from_slice(bytes);
+            }
         }
     }
 
     fn decode(fields: &mut Reader<'_>) -> Result<Notice, Malformed> {
         let kind = fields.u8("kind of notice")?;
+        if kind == 7 {
+            return Notice::decode_say(fields);
+        }
         let key = fields.key()?;
         Ok(match kind {
             1 => Notice::Announce(Announce::decode(key, fields)?),
@@ -156,6 +170,17 @@ impl Notice {
             6 => Notice::Finished { key },
             _ => return Err(Malformed::Unknown { what: "kind of notice", value: kind.into() }),
         })
+    }
+
+    fn decode_say(fields: &mut Reader<'_>) -> Result<Notice, Malformed> {
+        let (seq, ack, last) = (fields.u64("seq")?, fields.u64("ack")?, flag(fields, "last")?);
+        let length = fields.u32("length")? as usize;
+        if length > SAY_BYTES_MAX {
+            let (have, max) = (length as u64, SAY_BYTES_MAX as u64);
+            return Err(Malformed::TooLong { what: "piece of a word", have, max });
+        }
+        let bytes = fields.take(length, "piece of a word")?.to_vec();
+        Ok(Notice::Say { seq, ack, last, bytes })
     }
 }
 

@@ -119,6 +119,8 @@ fn notice() -> impl Strategy<Value = Notice> {
         }),
         any::<u64>().prop_map(|run| Notice::Want { key: key(run) }),
         any::<u64>().prop_map(|run| Notice::Finished { key: key(run) }),
+        (any::<(u64, u64, bool)>(), prop::collection::vec(any::<u8>(), 0..300))
+            .prop_map(|((seq, ack, last), bytes)| Notice::Say { seq, ack, last, bytes }),
     ]
 }
 
