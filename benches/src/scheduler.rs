@@ -176,7 +176,7 @@ impl Driver {
 fn once(graph: &Arc<Graph>) -> Result<(u64, u64, u64)> {
     let mut driver = Driver::new(graph.clone());
     let begun = cpu_ns();
-    driver.handle(Event::Submit { run: RUN, graph: graph.clone(), start: None })?;
+    driver.handle(Event::Submit { run: RUN, graph: graph.clone(), start: None, part: None })?;
     let submitted = cpu_ns();
     driver.run()?;
     Ok((submitted - begun, cpu_ns() - submitted, driver.completions))

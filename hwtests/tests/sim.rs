@@ -1,4 +1,5 @@
-//! Thousands of random workflows under crashes, hangs, timeouts, few slots and a nearly full store. Each seed runs
+//! Thousands of random workflows on one node and on several, under crashes, hangs, timeouts, few slots and a nearly full store, with words and objects that
+//! take their time. Each seed runs
 //! twice and must give the same effects; each run must end with the right outputs or the right error.
 //!
 //! `DFLOW_SIM_SEEDS=N` sets the number of seeds, `DFLOW_SIM_SEED=S` replays one.
@@ -11,16 +12,15 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-#[test]
-fn random_workflows_end_as_they_should() {
+fn try_seeds(nodes: fn(u64) -> u16) {
     if let Some(seed) = number("DFLOW_SIM_SEED") {
-        run_seed(seed, STEPS_MAX);
+        run_seed(seed, STEPS_MAX, nodes(seed));
         return;
     }
     let (mut failed, mut attempts) = (0, 0);
     let seeds = number("DFLOW_SIM_SEEDS").unwrap_or(SEEDS);
     for seed in 0..seeds {
-        match std::panic::catch_unwind(|| run_seed(seed, STEPS_MAX)) {
+        match std::panic::catch_unwind(|| run_seed(seed, STEPS_MAX, nodes(seed))) {
             Ok(report) => {
                 failed += u64::from(report.result.is_err());
                 attempts += report.attempts;
@@ -32,4 +32,14 @@ fn random_workflows_end_as_they_should() {
     }
     println!("{seeds} seeds, {attempts} attempts, {failed} runs failed as they had to");
     assert!(failed < seeds / 2, "most runs should succeed, or little is tested: {failed} of {seeds} failed");
+}
+
+#[test]
+fn random_workflows_end_as_they_should() {
+    try_seeds(|_| 1);
+}
+
+#[test]
+fn random_workflows_on_several_nodes_end_as_they_should() {
+    try_seeds(|seed| 2 + (seed % 3) as u16);
 }

@@ -107,7 +107,11 @@ fn drive(graph: &Arc<Graph>, slots: u32) -> (u64, Duration, Duration, usize) {
     let (mut effects, mut running) = (Vec::new(), Vec::<(InvocationId, u32)>::new());
     let run = RunId(1);
     let begin = on_cpu();
-    scheduler.handle(Tick(0), Event::Submit { run, graph: graph.clone(), start: None }, &mut effects);
+    scheduler.handle(
+        Tick(0),
+        Event::Submit { run, graph: graph.clone(), start: None, part: None },
+        &mut effects,
+    );
     let submitted = on_cpu() - begin;
     let (mut completions, mut now, mut over) = (0u64, 0u64, false);
     let begin = on_cpu();

@@ -8,6 +8,7 @@ pub(crate) use check::Edges;
 pub use check::GraphError;
 pub use dflow_proto::link::{PortKind, PortType};
 pub use order::Reader;
+use serde::{Deserialize, Serialize};
 
 mod check;
 mod order;
@@ -200,7 +201,7 @@ pub enum Tolerate {
 }
 
 /// When an invocation may start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StartPolicy {
     /// As soon as the run exists; gets block.
     Eager,
@@ -233,7 +234,7 @@ pub struct Retry {
 }
 
 /// Classes of failure that a retry names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorClass {
     /// The process died.
     Crash,

@@ -7,4 +7,5 @@
 extern crate alloc;
 
 pub mod graph;
+pub mod placement;
 pub mod scheduler;

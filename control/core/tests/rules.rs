@@ -382,7 +382,7 @@ fn descendants_are_warmed_while_precursors_run() {
     rig.graph.steps[1].foreach.as_mut().unwrap().parallel_max = 3;
     let mut effects = Vec::new();
     let graph = Arc::new(rig.graph.clone());
-    rig.scheduler.handle(Tick(0), Event::Submit { run: RUN, graph, start: None }, &mut effects);
+    rig.scheduler.handle(Tick(0), Event::Submit { run: RUN, graph, start: None, part: None }, &mut effects);
     rig.scheduler.handle(Tick(0), Event::ListLength { run: RUN, step: 0, result: Ok(8) }, &mut effects);
     let warm: Vec<_> = effects.iter().filter(|e| matches!(e, Effect::Warm { .. })).collect();
     assert_eq!(warm, [&Effect::Warm { run: RUN, function: 0, workers: 3 }]);
@@ -446,7 +446,7 @@ fn a_deep_graph_does_not_exhaust_the_stack() {
     rig.graph.steps[0].when = condition(vec![], vec![]);
     let graph = Arc::new(rig.graph.clone());
     let mut effects = Vec::new();
-    rig.scheduler.handle(Tick(0), Event::Submit { run: RUN, graph, start: None }, &mut effects);
+    rig.scheduler.handle(Tick(0), Event::Submit { run: RUN, graph, start: None, part: None }, &mut effects);
     effects.clear();
     rig.scheduler.handle(Tick(0), Event::Evaluated { run: RUN, step: 0, result: Ok(0) }, &mut effects);
     let skipped =

@@ -8,6 +8,7 @@ mod laws;
 mod process;
 pub mod rng;
 pub mod truth;
+mod wire;
 pub mod world;
 
 use dflow_core::graph::{ErrorClass, Graph, StartPolicy};
@@ -19,12 +20,13 @@ use world::{Conditions, Report, simulate};
 /// Steps of the largest random workflow.
 pub const STEPS_MAX: u64 = 12;
 
-/// What a seed stands for, with at most `steps_max` steps.
-pub fn scenario(seed: u64, steps_max: u64) -> (Arc<Graph>, Conditions) {
+/// What a seed stands for on so many nodes, with at most `steps_max` steps.
+pub fn scenario(seed: u64, steps_max: u64, nodes: u16) -> (Arc<Graph>, Conditions) {
     let mut rng = Rng::new(seed);
     let graph = generate::graph(&mut rng, steps_max);
     let slots = if rng.chance(50) { 1 + rng.below(3) as u32 } else { 1 + rng.below(12) as u32 };
     let conditions = Conditions {
+        nodes,
         capacity: Capacity { cpu_milli: *rng.pick(&[1000, 2000, 4000]), slots },
         crash: *rng.pick(&[0, 0, 2, 10]),
         hang: *rng.pick(&[0, 0, 1, 5]),
@@ -39,10 +41,10 @@ pub fn scenario(seed: u64, steps_max: u64) -> (Arc<Graph>, Conditions) {
     (Arc::new(graph), conditions)
 }
 
-/// Runs a seed and checks all there is to check. Panics with what is wrong. Fewer steps make a smaller
+/// Runs a seed on so many nodes and checks all there is to check. Panics with what is wrong. Fewer steps make a smaller
 /// counterexample.
-pub fn run_seed(seed: u64, steps_max: u64) -> Report {
-    let (graph, conditions) = scenario(seed, steps_max);
+pub fn run_seed(seed: u64, steps_max: u64, nodes: u16) -> Report {
+    let (graph, conditions) = scenario(seed, steps_max, nodes);
     let report = simulate(&graph, seed, &conditions);
     let again = simulate(&graph, seed, &conditions);
     assert_eq!(report.hash, again.hash, "the same seed gave other effects");

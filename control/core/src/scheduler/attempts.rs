@@ -1,9 +1,9 @@
 //! Attempts: when they may start, how they end, what comes after.
 
-use super::plan::{Keep, Over, Role};
+use super::plan::{Keep, Over};
 use super::pool::Entry;
 use super::run::{Ask, Cx, Fate, Known, Phase, RUN, Run, flag};
-use super::{Effect, Failure, Note, Outcome, RunError, StopReason};
+use super::{Effect, Failure, Note, Outcome, RunError, StopReason, Word};
 use crate::graph::{ErrorClass, OnFailure, Retry, StartPolicy, Tolerate};
 use alloc::{format, string::ToString};
 use dflow_proto::{InvocationId, Tick, limits::ATTEMPTS_MAX};
@@ -31,6 +31,9 @@ impl Run {
                 return false;
             }
         }
+        if !self.has_json_list(step) {
+            return false;
+        }
         // A null input is no input.
         let inputs = plan.inputs - state.nulls;
         match policy {
@@ -42,6 +45,17 @@ impl Run {
             }
             StartPolicy::AllReady => !self.is_early(step, item),
         }
+    }
+
+    /// Whether the JSON list that the step iterates is here. Its lead has measured it; a host elsewhere may
+    /// have to wait for it.
+    fn has_json_list(&self, step: u32) -> bool {
+        if self.leads(step) || !matches!(self.plan.steps[step as usize].over, Over::Json(_)) {
+            return true;
+        }
+        let over = self.graph.steps[step as usize].foreach.as_ref().map(|each| &each.over);
+        let port = over.filter(|over| over.step().is_some()).and_then(|over| self.plan.source_port(over));
+        port.is_none_or(|p| self.ports[p as usize].complete)
     }
 
     /// Whether some input is not complete.
@@ -56,10 +70,14 @@ impl Run {
         if item >= self.steps[step as usize].invocations.len() as u32 {
             return;
         }
-        if item < self.steps[step as usize].items {
+        let (leads, here) = (self.leads(step), self.is_here(step, item));
+        if item < self.steps[step as usize].items && leads {
             self.check_left_out(step, item, cx);
         }
-        let (ready, early) = (self.may_start(step, item), self.is_early(step, item));
+        // What starts here for another's lead starts by that lead's word.
+        let asked = leads || self.steps[step as usize].invocations[item as usize].invited > 0;
+        let ready = asked && self.may_start(step, item);
+        let early = self.is_early(step, item);
         let (home, function) = (self.home, self.plan.steps[step as usize].function);
         let invocation = &mut self.steps[step as usize].invocations[item as usize];
         match invocation.phase {
@@ -72,14 +90,17 @@ impl Run {
                     return self.fail_for_good(InvocationId { step, item }, Failure { class, message }, cx);
                 }
                 invocation.phase = Phase::Ready;
-                cx.pool.ready += 1;
-                self.enqueue(step, item, early, cx);
+                cx.pool.ready += u32::from(here);
+                self.enqueue(step, item, early && here, cx);
             }
+            Phase::Ready if leads && !ready && invocation.is(flag::INVITED) => self.roll_back(step, item, cx),
             Phase::Ready if !ready => {
                 invocation.phase = Phase::Waiting;
-                cx.pool.ready -= 1;
+                cx.pool.ready -= u32::from(here);
             }
-            Phase::Ready if invocation.is(flag::EARLY) != early => self.enqueue(step, item, early, cx),
+            Phase::Ready if here && invocation.is(flag::EARLY) != early => {
+                self.enqueue(step, item, early, cx)
+            }
             Phase::Running if invocation.is(flag::EARLY) && !early => {
                 invocation.flags &= !flag::EARLY;
                 cx.pool.promote(home, function);
@@ -90,6 +111,7 @@ impl Run {
 
     pub(super) fn enqueue(&mut self, step: u32, item: u32, early: bool, cx: &mut Cx<'_>) {
         self.tickets = self.tickets.wrapping_add(1);
+        let (leads, here) = (self.leads(step), self.is_here(step, item));
         let plan = &self.plan.steps[step as usize];
         let entry = Entry {
             rank: plan.rank,
@@ -100,7 +122,8 @@ impl Run {
             slot: self.slot,
             graph: self.home,
             function: plan.function,
-            cpu_milli: cx.pool.clamp(self.graph.steps[step as usize].cpu_milli),
+            // What another node executes needs no token of this one.
+            cpu_milli: if here { cx.pool.clamp(self.graph.steps[step as usize].cpu_milli) } else { 0 },
             early,
         };
         let state = &mut self.steps[step as usize];
@@ -108,8 +131,11 @@ impl Run {
         invocation.ticket = entry.ticket;
         invocation.flags =
             if early { invocation.flags | flag::EARLY } else { invocation.flags & !flag::EARLY };
+        if !here {
+            return self.invite(entry, cx);
+        }
         match &mut state.each {
-            Some(each) if state.running.len() >= plan.parallel_max as usize => each.gate.park(entry),
+            Some(each) if leads && state.running.len() >= plan.parallel_max as usize => each.gate.park(entry),
             _ => cx.pool.line.push(entry),
         }
     }
@@ -119,13 +145,19 @@ impl Run {
         self.seq == entry.seq
             && self.ending.is_none()
             && self.steps[entry.step as usize].invocations.get(entry.item as usize).is_some_and(
-                |invocation| invocation.phase == Phase::Ready && invocation.ticket == entry.ticket,
+                |invocation| {
+                    let waits = invocation.phase == Phase::Ready && !invocation.is(flag::INVITED);
+                    waits && invocation.ticket == entry.ticket
+                },
             )
     }
 
     /// Whether the step may have one more running; else the entry is parked until it may.
     pub(super) fn has_place(&mut self, entry: &Entry) -> bool {
         let most = self.plan.steps[entry.step as usize].parallel_max;
+        if !self.leads(entry.step) {
+            return true;
+        }
         let state = &mut self.steps[entry.step as usize];
         match &mut state.each {
             Some(each) if state.running.len() >= most as usize => {
@@ -153,6 +185,7 @@ impl Run {
         let invocation = &mut state.invocations[item as usize];
         invocation.phase = Phase::Running;
         invocation.attempt += 1;
+        invocation.invited = 0;
         invocation.flags = (invocation.flags | flag::TOKEN) & !flag::TIMED_OUT;
         invocation.place = state.running.len() as u32;
         let attempt = invocation.attempt;
@@ -163,14 +196,9 @@ impl Run {
             self.timer(id, Some(cx.now.after_ms(timeout_ms)), cx);
         }
         cx.effects.push(Effect::Start { run: self.id, invocation: id, attempt, early: entry.early });
+        self.tell_as_host(id, &Word::Started { invocation: id, attempt }, cx);
         self.begun(step, cx);
-        let plan = self.plan.clone();
-        for p in plan.ports_of(step) {
-            for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
-                self.agenda.push(Ask::Ready(reader.step, item));
-            }
-            self.relink(p, Some(item), cx);
-        }
+        self.tell_started(id, cx);
     }
 
     /// A running invocation sleeps, or is awake again.
@@ -199,7 +227,7 @@ impl Run {
         if invocation.attempt != attempt || !matches!(phase, Phase::Running | Phase::Stopping) {
             return;
         }
-        let (flags, place) = (invocation.flags, invocation.place);
+        let flags = invocation.flags;
         let cpu_milli = cx.pool.clamp(self.graph.steps[id.step as usize].cpu_milli);
         if flags & flag::TOKEN != 0 {
             cx.pool.give(cpu_milli);
@@ -208,24 +236,15 @@ impl Run {
         }
         cx.pool.leave(self.home, self.plan.steps[id.step as usize].function, flags & flag::EARLY != 0);
         self.timer(id, None, cx);
-        let state = &mut self.steps[id.step as usize];
-        state.running.swap_remove(place as usize);
-        if let Some(&moved) = state.running.get(place as usize) {
-            state.invocations[moved as usize].place = place;
-        }
         self.running -= 1;
-        self.unpark(id.step, cx);
-        if self.steps[id.step as usize].fate == Fate::Skipped
-            && self.steps[id.step as usize].running.is_empty()
-        {
-            self.closing.push(Ask::Resolved(id.step));
-        }
-        if phase == Phase::Stopping {
+        self.leave_running(id, cx);
+        if phase == Phase::Stopping && self.leads(id.step) {
             self.steps[id.step as usize].invocations[id.item as usize].phase = Phase::Waiting;
             self.closing.push(Ask::Settled(id.step));
             return self.agenda.push(Ask::Ready(id.step, id.item));
         }
         let failure = match outcome {
+            _ if phase == Phase::Stopping => return self.ended_for_lead(id, Outcome::Stopped, cx),
             Outcome::Ok => match self.missing_output(id, cx) {
                 None => return self.ended_well(id, cx),
                 Some(failure) => failure,
@@ -242,7 +261,11 @@ impl Run {
                 Failure { class: ErrorClass::Crash, message: "it ended without a result".to_string() }
             }
         };
-        self.failed(id, failure, cx);
+        if self.leads(id.step) {
+            self.failed(id, failure, cx);
+        } else {
+            self.ended_for_lead(id, Outcome::Failed(failure), cx);
+        }
     }
 
     /// An output that an attempt left unsealed though it claims success; lists are pinned here if need be.
@@ -280,8 +303,11 @@ impl Run {
     pub(super) fn ended_well(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
         let state = &mut self.steps[id.step as usize];
+        let attempt = state.invocations[id.item as usize].attempt;
         state.invocations[id.item as usize].phase = Phase::Ended;
         state.ended += 1;
+        self.tell_as_host(id, &Word::Ended { invocation: id, attempt, outcome: Outcome::Ok }, cx);
+        let state = &mut self.steps[id.step as usize];
         if state.unsettled > 0 {
             if state.each.is_none() {
                 self.drop_early(id.step, cx);
@@ -319,7 +345,8 @@ impl Run {
         self.timer(id, Some(at), cx);
         self.note(Note::Retrying { invocation: id, attempt, failure, at }, cx);
         let deterministic = step.function().is_some_and(|f| graph.functions[f as usize].deterministic);
-        if deterministic {
+        // On several nodes its outputs go all the same: mirrors know objects by the attempt that put them.
+        if deterministic && !self.has_audience(id.step) && self.is_here(id.step, id.item) {
             self.keep_outputs(id.step, id.item, cx);
         } else {
             self.withdraw(id.step, id.item, cx);
@@ -354,6 +381,7 @@ impl Run {
             None => self.fail_on_data(id.step, Some((id, attempt)), failure, cx),
             Some(each) => {
                 each.failure.get_or_insert((id.item, attempt, failure));
+                self.tell_out(id, true, true, cx);
                 self.closing.push(Ask::Settled(id.step));
                 self.item_left(id.step, id.item, cx);
                 self.judge(id.step, cx);

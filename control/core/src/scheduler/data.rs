@@ -2,7 +2,7 @@
 
 use super::plan::{Keep, Role};
 use super::run::{Ask, Cx, Fate, Known, Object, Phase, Run};
-use super::{Effect, Put};
+use super::{Effect, Put, Word};
 use crate::graph::ErrorClass;
 use alloc::{format, string::ToString};
 use dflow_proto::InvocationId;
@@ -16,7 +16,7 @@ impl Run {
             return;
         }
         let phase = invocation.phase;
-        if phase == Phase::Stopping && sealed {
+        if phase == Phase::Stopping && sealed && self.is_here(id.step, id.item) {
             // The attempt counts no more, but the store has the object.
             cx.effects.push(Effect::Release(put.key));
         }
@@ -29,7 +29,9 @@ impl Run {
         let (keep, items_max) = (self.plan.ports[p as usize].keep, self.plan.ports[p as usize].items_max);
         let element = put.key.item;
         match keep {
-            Keep::Unread if sealed => cx.effects.push(Effect::Release(put.key)),
+            Keep::Unread if sealed && self.is_here(id.step, id.item) => {
+                cx.effects.push(Effect::Release(put.key));
+            }
             Keep::One(_) if element != 0 => {}
             Keep::List(_) if element >= items_max => {
                 if sealed {
@@ -98,6 +100,7 @@ impl Run {
         let port = &mut self.ports[p as usize];
         port.exist += u32::from(before == Known::Nothing);
         port.sealed += u32::from(sealed);
+        self.tell_put(p, id, element, (before == Known::Nothing, sealed), cx);
         if sealed {
             self.free_object(p, id.item, element, cx);
         }
@@ -114,6 +117,43 @@ impl Run {
         if sealed && !list {
             self.relink(p, Some(id.item), cx);
         }
+    }
+
+    /// An object that is put on one of several nodes: who reads it elsewhere is to fetch it, and is told; what
+    /// only they read is not held here for its items' sake.
+    fn tell_put(
+        &mut self,
+        p: u32,
+        id: InvocationId,
+        element: u32,
+        (first, sealed): (bool, bool),
+        cx: &mut Cx<'_>,
+    ) {
+        if self.share.is_none() {
+            return;
+        }
+        let list = matches!(self.plan.ports[p as usize].keep, Keep::List(_));
+        let reading = if list { element } else { id.item };
+        if first {
+            let plan = self.plan.clone();
+            let readers = plan.readers(p).iter().filter(|r| r.role == Role::Items);
+            let elsewhere = readers.filter(|r| self.reads_here(r) && !self.is_here(r.step, reading)).count();
+            self.object(p, id.item, element).items_done += elsewhere as u32;
+        }
+        if !self.is_here(id.step, id.item) {
+            return;
+        }
+        let Some(attempt) = self.invocation(id).map(|invocation| invocation.attempt) else { return };
+        let key = self.key(id.step, id.item, self.plan.ports[p as usize].port, element);
+        if first {
+            let to = self.readers_elsewhere(p, reading);
+            if !to.is_empty() {
+                self.object(p, id.item, element).away = true;
+                cx.effects.push(Effect::Publish { key, attempt, to });
+            }
+        }
+        let put = Put { key, attempt, bytes: 0 };
+        self.tell(id.step, &if sealed { Word::Sealed(put) } else { Word::FirstByte(put) }, cx);
     }
 
     /// The producer tells the length of a `many` port.
@@ -160,6 +200,9 @@ impl Run {
         list.pinned = true;
         list.count = Some(count);
         list.items.resize(count as usize, Object::default());
+        if let Some(attempt) = self.invocation(id).map(|invocation| invocation.attempt) {
+            self.tell_as_host(id, &Word::Pinned { invocation: id, attempt, port, count }, cx);
+        }
         self.check_port(p);
         let plan = self.plan.clone();
         for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
@@ -213,6 +256,7 @@ impl Run {
                     let alias = plan.port(reader.step, 0);
                     self.agenda.push(Ask::Port(alias));
                 }
+                Role::List if !self.leads(reader.step) => self.agenda.push(Ask::ReadyAll(reader.step)),
                 _ => {}
             }
         }
@@ -241,7 +285,7 @@ impl Run {
                 if let Some(q) = self.choice(step).and_then(|source| self.plan.source_port(source))
                     && !core::mem::replace(&mut self.steps[step as usize].dropped_choice, true)
                 {
-                    self.drop_hold(q);
+                    self.drop_hold_of(q, step, Role::Case(0));
                 }
             }
         }
@@ -249,8 +293,11 @@ impl Run {
 
     pub(super) fn free_object(&mut self, p: u32, item: u32, element: u32, cx: &mut Cx<'_>) {
         let port = self.ports[p as usize];
+        let ending = self.ending.is_some() || self.share.as_ref().is_some_and(|share| share.closed);
         let object = self.object(p, item, element);
-        if object.known != Known::Sealed || port.holds > 0 || object.items_done < port.item_holds {
+        let fetched = !object.away || ending;
+        if object.known != Known::Sealed || port.holds > 0 || object.items_done < port.item_holds || !fetched
+        {
             return;
         }
         object.known = Known::Freed;

@@ -1,9 +1,11 @@
 //! What the scheduler tells the driver, and what the driver may ask it.
 
-use super::Failure;
+use super::{Failure, Word};
 use crate::graph::Source;
+use crate::placement::NodeIndex;
 use alloc::{string::String, vec::Vec};
 use dflow_proto::{InvocationId, ObjectKey, RunId, Tick};
+use serde::{Deserialize, Serialize};
 
 /// What the driver must do. An effect leaves no choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +71,27 @@ pub enum Effect {
     },
     /// No one will read this object again: free it.
     Release(ObjectKey),
+    /// Tell another node of the run, after all that it was told before.
+    Tell {
+        /// The run.
+        run: RunId,
+        /// Whom.
+        to: NodeIndex,
+        /// What.
+        word: Word,
+    },
+    /// An object that has readers on other nodes exists here (and may still grow): let them fetch it, keep it
+    /// for them, and answer by [`Event::Delivered`] when they have. Void once released, or its attempt failed.
+    ///
+    /// [`Event::Delivered`]: super::Event::Delivered
+    Publish {
+        /// The object.
+        key: ObjectKey,
+        /// The attempt that puts it; 0 for a run input.
+        attempt: u32,
+        /// Who reads it.
+        to: Vec<NodeIndex>,
+    },
     /// A step or invocation changed its state; for people and records only.
     Note {
         /// The run.
@@ -144,7 +167,7 @@ pub enum Note {
 }
 
 /// Why a run failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum RunError {
     /// An invocation failed for good.
     #[error("step {step}{} failed at attempt {attempt}: {}", .item.map(|i| alloc::format!("[{i}]")).unwrap_or_default(), .failure.message)]
@@ -169,6 +192,9 @@ pub enum RunError {
     /// Someone ended it.
     #[error("cancelled: {0}")]
     Cancelled(String),
+    /// A node that executed some of it is gone.
+    #[error("a node was lost: {0}")]
+    NodeLost(String),
 }
 
 /// What a source is at this moment, for the driver to fill tables from.

@@ -11,16 +11,25 @@ impl Run {
     /// The run fails: nothing starts any more, and what runs is stopped unless it may `finish`.
     pub(super) fn end(&mut self, error: RunError, finish: bool, cx: &mut Cx<'_>) {
         match &mut self.ending {
-            Some(ending) if ending.finish && !finish => ending.finish = false,
+            Some(ending) if ending.finish && !finish => {
+                ending.finish = false;
+                self.tell_end(&error, finish, cx);
+            }
             Some(_) => return,
-            None => self.ending = Some(Ending { error, finish, running: Vec::new() }),
+            None => {
+                self.tell_end(&error, finish, cx);
+                self.ending = Some(Ending { error, finish, running: Vec::new() });
+            }
         }
         let mut running = Vec::new();
         for s in 0..self.steps.len() as u32 {
             for item in 0..self.steps[s as usize].invocations.len() as u32 {
                 let id = InvocationId { step: s, item };
+                let here = self.is_here(s, item);
                 let invocation = &mut self.steps[s as usize].invocations[item as usize];
                 match invocation.phase {
+                    // What others execute, they stop.
+                    Phase::Ready | Phase::Running if !here => {}
                     Phase::Ready => {
                         invocation.phase = Phase::Waiting;
                         cx.pool.ready -= 1;

@@ -1,8 +1,11 @@
 //! What the driver tells the scheduler.
 
+use super::Word;
 use crate::graph::{ErrorClass, Graph, StartPolicy};
+use crate::placement::{NodeIndex, Part};
 use alloc::{string::String, sync::Arc};
 use dflow_proto::{InvocationId, ObjectKey, RunId};
+use serde::{Deserialize, Serialize};
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -15,6 +18,31 @@ pub enum Event {
         graph: Arc<Graph>,
         /// Overrides every step's start policy.
         start: Option<StartPolicy>,
+        /// This node's share, or `None` if the whole run lies here.
+        part: Option<Part>,
+    },
+    /// Another node's scheduler said something; in the order it was said.
+    Heard {
+        /// The run.
+        run: RunId,
+        /// Who.
+        from: NodeIndex,
+        /// What.
+        word: Word,
+    },
+    /// All nodes that an object was published to have fetched it.
+    Delivered {
+        /// The object.
+        key: ObjectKey,
+    },
+    /// A node that takes part in the run is gone for good.
+    Lost {
+        /// The run.
+        run: RunId,
+        /// Which.
+        node: NodeIndex,
+        /// For people: its name and how it went.
+        why: String,
     },
     /// The answer to [`Effect::Evaluate`].
     Evaluated {
@@ -94,7 +122,7 @@ pub enum Event {
 }
 
 /// An object that a running attempt puts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Put {
     /// Which object.
     pub key: ObjectKey,
@@ -105,7 +133,7 @@ pub struct Put {
 }
 
 /// How an attempt ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// All outputs sealed and pinned.
     Ok,
@@ -116,7 +144,7 @@ pub enum Outcome {
 }
 
 /// Why an attempt failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// For `retry.on`.
     pub class: ErrorClass,
@@ -135,8 +163,11 @@ impl Event {
             | Event::Blocked { run, .. }
             | Event::Resumed { run, .. }
             | Event::Ended { run, .. }
+            | Event::Heard { run, .. }
+            | Event::Lost { run, .. }
             | Event::Cancel { run, .. } => Some(*run),
             Event::FirstByte(put) | Event::Sealed(put) => Some(put.key.run),
+            Event::Delivered { key } => Some(key.run),
             Event::Wake => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::plan::{Keep, NONE, Over, Role};
 use super::run::{Ask, Cx, Fate, Invocation, Object, Phase, Run, flag};
-use super::{Effect, Failure, Note};
+use super::{Effect, Failure, Note, Word};
 use crate::graph::{ErrorClass, Foreach, Tolerate};
 use alloc::{format, string::String, string::ToString};
 use dflow_proto::InvocationId;
@@ -12,8 +12,9 @@ impl Run {
     pub(super) fn measure(&mut self, step: u32, cx: &mut Cx<'_>) {
         let Over::Json(of) = self.plan.steps[step as usize].over else { return };
         let settled = of == NONE || self.steps[of as usize].resolved;
+        let leads = self.leads(step);
         let state = &mut self.steps[step as usize];
-        if settled && state.fate == Fate::Runs && !state.measured && self.ending.is_none() {
+        if settled && leads && state.fate == Fate::Runs && !state.measured && self.ending.is_none() {
             state.measured = true;
             cx.effects.push(Effect::MeasureList { run: self.id, step });
         }
@@ -65,6 +66,7 @@ impl Run {
             self.agenda.push(Ask::Ready(step, item));
         }
         self.note(Note::Expanded { step, items, pinned: false }, cx);
+        self.tell_as_lead(step, &Word::Width { step, items, pinned: false }, cx);
         self.tell_width(step, Some(items), cx);
     }
 
@@ -124,6 +126,7 @@ impl Run {
         state.pinned = true;
         let items = state.items;
         self.note(Note::Expanded { step, items, pinned: true }, cx);
+        self.tell_as_lead(step, &Word::Width { step, items, pinned: true }, cx);
         self.tell_width(step, None, cx);
         self.closing.push(Ask::Settled(step));
         self.judge(step, cx);
@@ -132,6 +135,7 @@ impl Run {
     /// The list was withdrawn: its instances vanish, to come again with a new one.
     pub(super) fn shrink(&mut self, step: u32, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
+        self.tell_as_lead(step, &Word::Shrunk { step }, cx);
         for item in 0..self.steps[step as usize].items {
             let instance = &mut self.steps[step as usize].invocations[item as usize];
             instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
@@ -179,7 +183,7 @@ impl Run {
 
     /// Fails a foreach step if it has more failed items than it tolerates.
     pub(super) fn judge(&mut self, step: u32, cx: &mut Cx<'_>) {
-        if !self.has_failed(step) {
+        if !self.leads(step) || !self.has_failed(step) {
             return;
         }
         let each = self.steps[step as usize].each.as_ref();
@@ -207,6 +211,7 @@ impl Run {
                 state.ended += 1;
                 state.left += 1;
                 self.timer(InvocationId { step, item }, None, cx);
+                self.tell_out(InvocationId { step, item }, true, false, cx);
                 self.item_left(step, item, cx);
                 self.closing.push(Ask::Settled(step));
             }
@@ -215,17 +220,22 @@ impl Run {
                 invocation.phase = Phase::Waiting;
                 state.ended -= 1;
                 state.left -= 1;
+                self.tell_out(InvocationId { step, item }, false, false, cx);
                 self.item_left(step, item, cx);
             }
             _ => {}
         }
     }
 
+    pub(super) fn tell_out(&self, invocation: InvocationId, out: bool, failed: bool, cx: &mut Cx<'_>) {
+        self.tell_as_lead(invocation.step, &Word::Out { invocation, out, failed }, cx);
+    }
+
     /// Item `item` of port `p` exists or is sealed: tells the foreach instances made of it.
     pub(super) fn item_known(&mut self, p: u32, item: u32, sealed: bool, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
         for reader in plan.readers(p).iter().filter(|r| r.role == Role::Items) {
-            if self.steps[reader.step as usize].items <= item {
+            if self.steps[reader.step as usize].items <= item && self.leads(reader.step) {
                 self.grow(reader.step, item + 1, cx);
             }
             let Some(instance) = self.invocation(InvocationId { step: reader.step, item }) else { continue };
@@ -241,6 +251,9 @@ impl Run {
     /// A foreach instance is done with its item, or (`undo`) is not after all.
     pub(super) fn drop_item(&mut self, step: u32, item: u32, undo: bool, cx: &mut Cx<'_>) {
         let (Over::Many(p) | Over::Gather(p)) = self.plan.steps[step as usize].over else { return };
+        if !self.is_here(step, item) {
+            return;
+        }
         let Some(instance) = self.invocation(InvocationId { step, item }) else { return };
         if instance.is(flag::ITEM_DROPPED) != undo {
             return;

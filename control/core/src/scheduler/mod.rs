@@ -50,6 +50,8 @@
 //! all is stopped (or, `finish-started`, what can still end may), and [`Effect::RunEnded`] follows the last
 //! [`Event::Ended`]. No invocation starts more than [`ATTEMPTS_MAX`] times.
 //!
+//! **Several nodes.** Who decides what, and what nodes tell each other: see the source of `word`.
+//!
 //! **Means.** Slots, workers, CPU tokens and the proof that early starters starve nobody: see the source of `pool`.
 //!
 //! **Strangers.** Events about unknown runs, stale attempts or things already known are ignored: they may be late.
@@ -62,6 +64,8 @@ mod effect;
 mod ending;
 mod event;
 mod foreach;
+mod mirror;
+mod part;
 mod plan;
 mod pool;
 mod relink;
@@ -69,11 +73,14 @@ mod resolve;
 mod rollback;
 mod run;
 mod steps;
+mod word;
 
 pub use effect::{Effect, Note, ObjectRef, ObjectState, Resolved, RunError, StopReason};
 pub use event::{Event, Failure, Outcome, Put};
+pub use word::Word;
 
 use crate::graph::{Graph, Source, StartPolicy};
+use crate::placement::Part;
 use alloc::{boxed::Box, collections::BTreeMap, collections::BTreeSet, format, sync::Arc, vec::Vec};
 use dflow_proto::{InvocationId, ObjectKey, RunId, Tick};
 use plan::Plan;
@@ -126,8 +133,8 @@ impl Scheduler {
     pub fn handle(&mut self, now: Tick, event: Event, effects: &mut Vec<Effect>) {
         let mut cx = Cx { now, pool: &mut self.pool, timers: &mut self.timers, effects };
         let mut touched = None;
-        if let Event::Submit { run, graph, start } = event {
-            touched = self.submit(now, run, graph, start, effects);
+        if let Event::Submit { run, graph, start, part } = event {
+            touched = self.submit(now, run, graph, start, part, effects);
         } else if let Some(slot) = event.run().and_then(|run| self.index.get(&run).copied())
             && let Some(run) = &mut self.runs[slot as usize]
             && !run.over
@@ -164,6 +171,19 @@ impl Scheduler {
         self.run(run).is_some_and(state)
     }
 
+    /// Whether an object that another node puts is to be fetched to this one, since something here reads it.
+    /// The putting node knows the same, and announces it by itself.
+    pub fn wants(&self, key: ObjectKey) -> bool {
+        self.run(key.run).is_some_and(|run| run.wants(key))
+    }
+
+    /// Whether this node executes the invocation. Strangers are executed nowhere.
+    pub fn executes(&self, run: RunId, invocation: InvocationId) -> bool {
+        self.run(run).is_some_and(|run| {
+            (invocation.step as usize) < run.steps.len() && run.is_here(invocation.step, invocation.item)
+        })
+    }
+
     /// Drops a run that has ended: releases the outputs it kept. A run that failed is forgotten by itself.
     pub fn forget(&mut self, run: RunId, effects: &mut Vec<Effect>) {
         let Some(&slot) = self.index.get(&run) else { return };
@@ -172,7 +192,7 @@ impl Scheduler {
         let graph = state.graph.clone();
         for output in &graph.outputs {
             if let Some(p) = state.plan.source_port(&output.source) {
-                state.drop_hold(p);
+                state.drop_hold_of(p, plan::NONE, plan::Role::Output);
             }
         }
         state.settle_agenda(&mut cx);
@@ -195,11 +215,18 @@ impl Scheduler {
         id: RunId,
         graph: Arc<Graph>,
         start: Option<StartPolicy>,
+        part: Option<Part>,
         effects: &mut Vec<Effect>,
     ) -> Option<u32> {
         if self.index.contains_key(&id) {
             return None;
         }
+        let part = part.filter(|part| part.placement.nodes > 1);
+        assert!(
+            part.as_ref().is_none_or(|p| p.me < p.placement.nodes && p.placement.fits(graph.steps.len())),
+            "the placement does not fit the graph of {} steps",
+            graph.steps.len()
+        );
         let make = |graph: &Graph| {
             graph.check()?;
             Ok::<_, crate::graph::GraphError>(Plan::new(
@@ -227,7 +254,8 @@ impl Scheduler {
         });
         self.submitted += 1;
         let mut cx = Cx { now, pool: &mut self.pool, timers: &mut self.timers, effects };
-        let mut run = Box::new(Run::new(id, self.submitted, slot as u32, home, graph, plan, start, &mut cx));
+        let mut run =
+            Box::new(Run::new(id, self.submitted, slot as u32, home, graph, plan, start, part, &mut cx));
         run.settle_agenda(&mut cx);
         self.runs[slot] = Some(run);
         self.index.insert(id, slot as u32);
@@ -270,6 +298,9 @@ impl Scheduler {
                 cx.pool.pop(&entry);
                 run.unpark(entry.step, &mut cx);
                 cx.pool.unpark(entry.graph, entry.function);
+            } else if !run.is_here(entry.step, entry.item) {
+                cx.pool.pop(&entry);
+                run.invite(entry, &mut cx);
             } else if !cx.pool.affords(&entry) {
                 // Strictly in order: a small step must not pass a large one for ever.
                 without_cpu = true;
@@ -288,21 +319,23 @@ impl Scheduler {
         let Some(run) = &mut self.runs[slot as usize] else { return };
         let mut cx = Cx { now, pool: &mut self.pool, timers: &mut self.timers, effects };
         run.stop_starved(&mut cx);
-        if run.running > 0 || run.over || (run.ending.is_none() && run.unresolved > 0) {
+        if run.over || !run.is_finished(&mut cx) {
             return;
         }
         run.over = true;
+        run.close_parts(&mut cx);
         if run.deadline != Tick(0) {
             cx.timers.remove(&(run.deadline, run.seq, slot, RUN));
         }
         let id = run.id;
-        let Some(ending) = run.ending.take() else {
-            effects.push(Effect::RunEnded { run: id, result: Ok(()) });
-            return;
-        };
-        run.release_all(&mut cx);
-        effects.push(Effect::RunEnded { run: id, result: Err(ending.error) });
-        self.remove(slot);
+        // What a home hands on is kept until it is forgotten; a participant has nothing to hand on.
+        let ending = run.ending.take();
+        if ending.is_some() || !run.is_home() {
+            run.release_all(&mut cx);
+            self.remove(slot);
+        }
+        let result = ending.map_or(Ok(()), |ending| Err(ending.error));
+        effects.push(Effect::RunEnded { run: id, result });
     }
 
     fn remove(&mut self, slot: u32) {
@@ -330,5 +363,8 @@ fn apply(run: &mut Run, event: Event, cx: &mut Cx<'_>) {
         Event::Resumed { invocation, attempt, .. } => run.blocked(invocation, attempt, false, cx),
         Event::Ended { invocation, attempt, outcome, .. } => run.ended(invocation, attempt, outcome, cx),
         Event::Cancel { reason, .. } => run.end(RunError::Cancelled(reason), false, cx),
+        Event::Heard { from, word, .. } => run.heard(from, word, cx),
+        Event::Delivered { key } => run.delivered(key, cx),
+        Event::Lost { node, why, .. } => run.lost(node, why, cx),
     }
 }

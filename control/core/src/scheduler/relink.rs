@@ -15,7 +15,10 @@ impl Run {
                 Role::Input(input) => {
                     for &i in &self.steps[reader.step as usize].running {
                         let invocation = InvocationId { step: reader.step, item: i };
-                        if self.steps[reader.step as usize].invocations[i as usize].phase == Phase::Running {
+                        if self.is_here(reader.step, i)
+                            && self.steps[reader.step as usize].invocations[i as usize].phase
+                                == Phase::Running
+                        {
                             cx.effects.push(Effect::Relink { run: self.id, invocation, input });
                         }
                     }
@@ -39,7 +42,9 @@ impl Run {
 
     pub(super) fn relink_item(&self, step: u32, item: u32, cx: &mut Cx<'_>) {
         let running = |i: &super::run::Invocation| i.phase == Phase::Running;
-        if !self.steps[step as usize].invocations.get(item as usize).is_some_and(running) {
+        if !self.is_here(step, item)
+            || !self.steps[step as usize].invocations.get(item as usize).is_some_and(running)
+        {
             return;
         }
         for (input, port) in self.graph.steps[step as usize].inputs.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use super::plan::{Keep, NONE, Role};
 use super::run::{Ask, Cx, Known, Object, Phase, Run, flag};
-use super::{Effect, StopReason};
+use super::{Effect, StopReason, Word};
 use alloc::vec::Vec;
 use dflow_proto::InvocationId;
 
@@ -10,6 +10,10 @@ impl Run {
     /// Withdraws all that an invocation has put: the objects go, and with them all that was built on them.
     pub(super) fn withdraw(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
+        let invocation = InvocationId { step, item };
+        if let Some(attempt) = self.invocation(invocation).map(|i| i.attempt).filter(|attempt| *attempt > 0) {
+            self.tell_as_lead(step, &Word::Withdrawn { invocation, attempt }, cx);
+        }
         for p in plan.ports_of(step) {
             let mut seen = false;
             let mut withdrawn = Vec::new();
@@ -55,7 +59,12 @@ impl Run {
         for reader in plan.readers(p) {
             match reader.role {
                 Role::Input(_) => self.poison_all(reader.step, cx),
-                Role::Items if list => self.shrink(reader.step, cx),
+                Role::Items if list && self.leads(reader.step) => self.shrink(reader.step, cx),
+                Role::Items if list => {
+                    for instance in &mut self.steps[reader.step as usize].invocations {
+                        instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
+                    }
+                }
                 Role::Items => {
                     if let Some(instance) = self.invocation(InvocationId { step: reader.step, item }) {
                         instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
@@ -82,11 +91,20 @@ impl Run {
     pub(super) fn roll_back(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
         let id = InvocationId { step, item };
         let run = self.id;
+        if !self.leads(step) {
+            // Its lead hears of the same loss, and takes it back by its word.
+            return;
+        }
         let state = &mut self.steps[step as usize];
         let Some(invocation) = state.invocations.get_mut(item as usize) else { return };
         let before = invocation.phase;
         match before {
             Phase::Stopping => return,
+            Phase::Ready | Phase::Running if invocation.is(flag::INVITED) => {
+                // Its host answers that it has ended.
+                invocation.phase = Phase::Stopping;
+                self.agenda.push(Ask::Withdraw(step, item));
+            }
             // A deterministic function may have left outputs of an attempt before.
             Phase::Waiting | Phase::Ready | Phase::Backoff if invocation.attempt > 0 => {
                 self.agenda.push(Ask::Withdraw(step, item));
@@ -109,6 +127,7 @@ impl Run {
                     self.hold_again(step);
                     self.agenda.push(Ask::Withdraw(step, item));
                 } else {
+                    self.tell_out(id, false, false, cx);
                     self.item_left(step, item, cx);
                 }
             }
@@ -123,7 +142,9 @@ impl Run {
             let graph = self.graph.clone();
             for input in graph.steps[step as usize].inputs.iter().filter(|i| i.source.step() == Some(dropped))
             {
-                if let Some(p) = self.plan.source_port(&input.source) {
+                if let Some(p) = self.plan.source_port(&input.source)
+                    && self.hosts(step)
+                {
                     self.ports[p as usize].holds += 1;
                 }
             }

@@ -4,10 +4,12 @@
 //! from state, so it may be asked late or twice. Only those whose answers are final (settled, freed) wait until
 //! no other is left. A stack instead of recursion, since a graph may be 100,000 steps deep.
 
+use super::part::Share;
 use super::plan::{NONE, Plan};
 use super::pool::{Gate, Pool};
 use super::{Effect, Failure, RunError};
 use crate::graph::{Graph, Source, StartPolicy};
+use crate::placement::{HOME, Part};
 use alloc::{boxed::Box, collections::BTreeSet, sync::Arc, vec::Vec};
 use dflow_proto::{InvocationId, ObjectKey, RunId, Tick};
 
@@ -67,6 +69,8 @@ pub(super) mod flag {
     pub(crate) const ITEM_SEALED: u8 = 16;
     /// It does not hold its item any more.
     pub(crate) const ITEM_DROPPED: u8 = 32;
+    /// Another node has been asked to execute it and has not ended it yet.
+    pub(crate) const INVITED: u8 = 64;
 }
 
 pub(super) struct Invocation {
@@ -77,6 +81,10 @@ pub(super) struct Invocation {
     pub(super) ticket: u32,
     /// Index in the step's running list.
     pub(super) place: u32,
+    /// Attempts up to this one are void, as the lead on another node has said.
+    pub(super) void: u32,
+    /// The attempt that the lead on another node has asked for and that has not started; 0 for none.
+    pub(super) invited: u32,
     /// Its timer, `Tick(0)` for none.
     pub(super) timer: Tick,
 }
@@ -89,6 +97,8 @@ impl Invocation {
         attempt: 0,
         ticket: 0,
         place: 0,
+        void: 0,
+        invited: 0,
         timer: Tick(0),
     };
     pub(super) const fn is(&self, flag: u8) -> bool {
@@ -114,6 +124,8 @@ pub(super) struct Object {
     pub(super) known: Known,
     /// Sealed by an earlier attempt of a deterministic function, so a new one may seal it again.
     pub(super) repeatable: bool,
+    /// Other nodes are fetching it.
+    pub(super) away: bool,
     /// Foreach steps that are done with this item.
     pub(super) items_done: u32,
 }
@@ -154,6 +166,8 @@ pub(super) struct Step {
     pub(super) measured: bool,
     /// No more items will come.
     pub(super) pinned: bool,
+    /// Its lead, on another node, has said that it is settled.
+    pub(super) told: bool,
     /// A switch has dropped what it chose.
     pub(super) dropped_choice: bool,
     /// Precursors it needs that may still be skipped.
@@ -243,6 +257,7 @@ pub(super) struct Run {
     pub(super) graph: Arc<Graph>,
     pub(super) plan: Arc<Plan>,
     pub(super) start: Option<StartPolicy>,
+    pub(super) share: Option<Box<Share>>,
     pub(super) steps: Vec<Step>,
     pub(super) ports: Vec<Port>,
     /// Run inputs.
@@ -269,6 +284,7 @@ impl Run {
         graph: Arc<Graph>,
         plan: Arc<Plan>,
         start: Option<StartPolicy>,
+        part: Option<Part>,
         cx: &mut Cx<'_>,
     ) -> Self {
         let ports =
@@ -280,6 +296,7 @@ impl Run {
             slot,
             home,
             start,
+            share: None,
             steps: Vec::with_capacity(plan.steps.len()),
             ports: ports.collect(),
             inputs: alloc::vec![sealed; graph.inputs.len()],
@@ -294,7 +311,7 @@ impl Run {
             graph,
             plan,
         };
-        if run.graph.policy.deadline_ms > 0 {
+        if run.graph.policy.deadline_ms > 0 && part.as_ref().is_none_or(|part| part.me == HOME) {
             run.deadline = cx.now.after_ms(run.graph.policy.deadline_ms);
             cx.timers.insert((run.deadline, seq, slot, RUN));
         }
@@ -315,6 +332,7 @@ impl Run {
                 decided: run.graph.steps[s].when.is_none() && call,
                 measured: false,
                 pinned: !foreach,
+                told: false,
                 dropped_choice: false,
                 undecided: step.required,
                 conditions: step.conditions,
@@ -337,6 +355,9 @@ impl Run {
                 each: foreach.then(Box::default),
             });
         }
+        if let Some(part) = part {
+            run.share_out(part, cx);
+        }
         for s in (0..plan.steps.len() as u32).rev() {
             run.evaluate(s, cx);
             run.agenda.push(Ask::Fate(s));
@@ -351,6 +372,13 @@ impl Run {
     pub(super) fn settle_agenda(&mut self, cx: &mut Cx<'_>) {
         while let Some(ask) = self.agenda.pop().or_else(|| self.closing.pop()) {
             match ask {
+                // Of a step that another node leads, its lead's word is awaited.
+                Ask::Fate(step)
+                | Ask::Grow(step, _)
+                | Ask::Shrink(step)
+                | Ask::Pin(step)
+                | Ask::Skip(step)
+                    if !self.leads(step) => {}
                 Ask::Fate(step) => self.decide_fate(step, cx),
                 Ask::Ready(step, item) => self.check_ready(step, item, cx),
                 Ask::ReadyAll(step) => {

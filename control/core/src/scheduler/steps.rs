@@ -2,7 +2,7 @@
 
 use super::plan::{NONE, Over, Role, because};
 use super::run::{Ask, Cx, Fate, Phase, Run, flag};
-use super::{Effect, Failure, Note, RunError};
+use super::{Effect, Failure, Note, RunError, Word};
 use crate::graph::{ErrorClass, OnFailure, Source, StartPolicy, StepKind};
 use alloc::{string::String, string::ToString};
 use dflow_proto::InvocationId;
@@ -27,8 +27,16 @@ impl Run {
                 Some(Fate::Runs) | None => {}
             }
         }
+        self.runs(step, cx);
+    }
+
+    /// The step is certain to run.
+    pub(super) fn runs(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let plan = self.plan.clone();
         self.steps[step as usize].fate = Fate::Runs;
-        if switch {
+        let chosen = self.steps[step as usize].chosen;
+        self.tell_as_lead(step, &Word::Runs { step, chosen }, cx);
+        if plan.steps[step as usize].function == NONE {
             let alias = plan.port(step, 0);
             self.agenda.push(Ask::Port(alias));
             self.closing.push(Ask::Settled(step));
@@ -63,12 +71,14 @@ impl Run {
 
     /// Asks the driver for the step's decision once all that it looks at is final.
     pub(super) fn evaluate(&mut self, step: u32, cx: &mut Cx<'_>) {
+        let leads = self.leads(step);
         let state = &mut self.steps[step as usize];
         if !state.decided
             && !state.asked
             && state.conditions == 0
             && state.fate == Fate::Unknown
             && self.ending.is_none()
+            && leads
         {
             state.asked = true;
             cx.effects.push(Effect::Evaluate { run: self.id, step });
@@ -91,13 +101,13 @@ impl Run {
         let graph = self.graph.clone();
         match &graph.steps[step as usize].kind {
             StepKind::Call(_) => {
-                self.drop_decision_holds(step, cx);
+                self.drop_decision_holds(step);
                 self.agenda.push(if result == 0 { Ask::Skip(step) } else { Ask::Fate(step) });
             }
             StepKind::Switch(cases) => {
                 let chosen = if (result as usize) < cases.len() { result } else { NONE };
                 self.steps[step as usize].chosen = chosen;
-                self.drop_decision_holds(step, cx);
+                self.drop_decision_holds(step);
                 if chosen == NONE {
                     return self.agenda.push(Ask::Skip(step));
                 }
@@ -110,22 +120,24 @@ impl Run {
     }
 
     /// Lets go of what a decision read, and of the branches that a switch did not choose.
-    pub(super) fn drop_decision_holds(&mut self, step: u32, _cx: &mut Cx<'_>) {
+    pub(super) fn drop_decision_holds(&mut self, step: u32) {
         self.steps[step as usize].decided = true;
         let graph = self.graph.clone();
         let chosen = self.steps[step as usize].chosen;
-        let mut drop = |source: &Source| {
+        let mut drop = |source: &Source, role: Role| {
             if let Some(p) = self.plan.source_port(source) {
-                self.drop_hold(p);
+                self.drop_hold_of(p, step, role);
             }
         };
-        graph.steps[step as usize].conditions(|condition| condition.reads.iter().for_each(&mut drop));
+        graph.steps[step as usize].conditions(|condition| {
+            condition.reads.iter().for_each(|read| drop(read, Role::Condition));
+        });
         if let StepKind::Switch(cases) = &graph.steps[step as usize].kind {
             cases
                 .iter()
                 .enumerate()
                 .filter(|(i, _)| *i as u32 != chosen)
-                .for_each(|(_, case)| drop(&case.value));
+                .for_each(|(i, case)| drop(&case.value, Role::Case(i as u16)));
         }
     }
 
@@ -166,6 +178,10 @@ impl Run {
         cx: &mut Cx<'_>,
     ) {
         let own = &self.graph.steps[step as usize];
+        if !self.leads(step) {
+            // Its lead mirrors what was wrong and judges by itself.
+            return;
+        }
         if own.on_failure == OnFailure::Ignore {
             return self.agenda.push(Ask::Skip(step));
         }
@@ -185,9 +201,10 @@ impl Run {
         let first = state.fate == Fate::Unknown;
         state.fate = Fate::Skipped;
         state.resolved = true;
-        self.unresolved -= 1;
+        self.unresolved -= u32::from(self.counts(step));
+        self.tell_as_lead(step, &Word::Skipped { step }, cx);
         // Attempts that have to be stopped must be gone before what comes after the step may start.
-        if state.running.is_empty() {
+        if self.steps[step as usize].running.is_empty() {
             self.closing.push(Ask::Resolved(step));
         }
         self.note(Note::Skipped { step }, cx);
@@ -200,8 +217,10 @@ impl Run {
             self.timer_unless_running(InvocationId { step, item }, cx);
             self.roll_back(step, item, cx);
         }
-        self.let_go(step, true, cx);
-        if let Over::Many(p) | Over::Gather(p) = plan.steps[step as usize].over {
+        self.let_go(step, true);
+        if let Over::Many(p) | Over::Gather(p) = plan.steps[step as usize].over
+            && self.hosts(step)
+        {
             self.ports[p as usize].item_holds -= 1;
             self.closing.push(Ask::Free(p));
         }
@@ -246,6 +265,9 @@ impl Run {
 
     /// Is all of the step over, with nothing left that could take it back?
     pub(super) fn check_settled(&mut self, step: u32, cx: &mut Cx<'_>) {
+        if !self.leads(step) {
+            return self.check_mirror_settled(step, cx);
+        }
         let state = &self.steps[step as usize];
         let open = state.resolved || state.fate != Fate::Runs || state.unsettled > 0;
         if open || self.ending.is_some() {
@@ -265,24 +287,29 @@ impl Run {
             // Items that vanished may still have to be stopped.
             state.ended == state.items && state.running.is_empty()
         };
-        if !over {
-            return;
+        if over {
+            self.settle(step, cx);
         }
+    }
+
+    /// Nothing can take the step back any more.
+    pub(super) fn settle(&mut self, step: u32, cx: &mut Cx<'_>) {
         self.steps[step as usize].resolved = true;
-        self.unresolved -= 1;
+        self.unresolved -= u32::from(self.counts(step));
+        self.tell_as_lead(step, &Word::Settled { step }, cx);
         self.note(Note::StepDone { step }, cx);
         self.begun(step, cx);
         if self.plan.steps[step as usize].function != NONE {
             for item in 0..self.steps[step as usize].items {
                 self.drop_item(step, item, false, cx);
             }
-            self.let_go(step, false, cx);
+            self.let_go(step, false);
         }
         self.resolved(step, cx);
     }
 
     /// Drops all that the step still holds. A switch holds what it chose for its own readers.
-    pub(super) fn let_go(&mut self, step: u32, skipped: bool, cx: &mut Cx<'_>) {
+    pub(super) fn let_go(&mut self, step: u32, skipped: bool) {
         let graph = self.graph.clone();
         let dropped = self.steps[step as usize].dropped;
         for input in &graph.steps[step as usize].inputs {
@@ -290,25 +317,25 @@ impl Run {
                 continue;
             }
             if let Some(p) = self.plan.source_port(&input.source) {
-                self.drop_hold(p);
+                self.drop_hold_of(p, step, Role::Input(0));
             }
         }
         if let Some(each) = &graph.steps[step as usize].foreach
             && each.json
             && let Some(p) = self.plan.source_port(&each.over)
         {
-            self.drop_hold(p);
+            self.drop_hold_of(p, step, Role::List);
         }
         if !skipped {
             return;
         }
         if !self.steps[step as usize].decided {
-            self.drop_decision_holds(step, cx);
+            self.drop_decision_holds(step);
         }
         if let Some(p) = self.choice(step).and_then(|source| self.plan.source_port(source))
             && !core::mem::replace(&mut self.steps[step as usize].dropped_choice, true)
         {
-            self.drop_hold(p);
+            self.drop_hold_of(p, step, Role::Case(0));
         }
     }
 
@@ -378,7 +405,7 @@ impl Run {
         self.steps[step as usize].dropped = of;
         for input in inputs.iter().filter(|input| input.source.step() == Some(of)) {
             if let Some(p) = plan.source_port(&input.source) {
-                self.drop_hold(p);
+                self.drop_hold_of(p, step, Role::Input(0));
             }
         }
     }
@@ -399,11 +426,12 @@ impl Run {
         }
         let plan = self.plan.clone();
         for dependent in plan.dependents(step).iter().filter(|d| d.because & because::DATA != 0) {
+            let here = self.hosts(dependent.step);
             let state = &mut self.steps[dependent.step as usize];
             state.unbegun -= 1;
             let own = &plan.steps[dependent.step as usize];
             let idle = state.unbegun == 0 && !state.begun && state.fate != Fate::Skipped;
-            if idle && own.function != NONE && self.ending.is_none() {
+            if idle && own.function != NONE && self.ending.is_none() && here {
                 let most = self.graph.functions[own.function as usize].workers_max;
                 let workers = own.parallel_max.min(state.items.max(1)).min(most);
                 cx.effects.push(Effect::Warm { run: self.id, function: own.function, workers });

@@ -118,7 +118,7 @@ impl Rig {
     #[track_caller]
     pub fn submit_as(&mut self, start: Option<StartPolicy>, expected: &[&str]) {
         let graph = Arc::new(self.graph.clone());
-        self.tell(Event::Submit { run: RUN, graph, start }, expected);
+        self.tell(Event::Submit { run: RUN, graph, start, part: None }, expected);
     }
     #[track_caller]
     pub fn tell(&mut self, event: Event, expected: &[&str]) {
@@ -216,6 +216,8 @@ pub fn short(effect: &Effect) -> Option<String> {
         Effect::Note { note: Note::Skipped { step }, .. } => format!("skip {step}"),
         Effect::RunEnded { result: Ok(()), .. } => "over".into(),
         Effect::RunEnded { result: Err(error), .. } => format!("over: {error}"),
-        Effect::Note { .. } | Effect::Warm { .. } => return None,
+        Effect::Note { .. } | Effect::Warm { .. } | Effect::Tell { .. } | Effect::Publish { .. } => {
+            return None;
+        }
     })
 }

@@ -57,7 +57,7 @@ impl Engine {
             outputs: Vec::new(),
         };
         self.runs.insert(run, state);
-        self.events.push_back(Event::Submit { run, graph, start });
+        self.events.push_back(Event::Submit { run, graph, start, part: None });
         watch
     }
 
