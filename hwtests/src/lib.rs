@@ -8,5 +8,7 @@
 #![allow(clippy::print_stdout)]
 
 pub mod conformance;
+#[cfg(feature = "rdma")]
+pub mod guest;
 pub mod run;
 pub mod sim;

@@ -77,8 +77,12 @@ pub struct Config {
     pub silence_ms_max: u64,
     /// How long a poll looks without sleeping before it sleeps, in microseconds. Buys latency with a core.
     pub spin_us: u64,
+    /// The RDMA card to use, by its name (`mlx5_0`); without one the best is chosen.
+    pub rdma_device: Option<String>,
     /// Whether io_uring may send without copying where the path turns out to support it.
     pub zero_copy: bool,
+    /// What the layer above the streams offers to peers, as bits of `capability`.
+    pub(super) offers: u32,
 }
 
 impl Config {
@@ -101,11 +105,13 @@ impl Config {
             silence_ms_max: 10_000,
             spin_us: 0,
             zero_copy: true,
+            rdma_device: None,
+            offers: 0,
         }
     }
 
     pub(super) fn identity(&self) -> Identity {
-        let capabilities = if self.checksum { capability::CHECKSUM } else { 0 };
+        let capabilities = self.offers | if self.checksum { capability::CHECKSUM } else { 0 };
         Identity { cluster: self.cluster.clone(), node: self.node, epoch: self.epoch, capabilities }
     }
 

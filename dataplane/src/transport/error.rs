@@ -146,6 +146,10 @@ pub enum OpenError {
         /// Where it was to listen.
         address: std::net::SocketAddr,
     },
+    /// The RDMA card refused, or there is none.
+    #[cfg(feature = "rdma")]
+    #[error(transparent)]
+    Card(#[from] super::rdma::CardError),
     /// The kernel refused.
     #[error("cannot {what}: {source}")]
     Os {

@@ -5,7 +5,7 @@
 //! spoils still completes exactly once.
 
 use super::{
-    Capabilities, ConnectionId, Event, NodeId, Op, OpError, OpId, PollError, Refused, Region, Stats,
+    Capabilities, ConnectionId, Event, NodeId, Op, OpError, OpId, Path, PollError, Refused, Region, Stats,
     Transport, Wake,
 };
 use dflow_proto::Tick;
@@ -213,6 +213,10 @@ impl<T: Transport> Transport for Faulty<T> {
 
     fn sever(&mut self, connection: ConnectionId, after_bytes: u64) {
         self.inner.sever(connection, after_bytes);
+    }
+
+    fn path(&self, connection: ConnectionId) -> Option<Path> {
+        self.inner.path(connection)
     }
 
     fn stats(&self) -> Stats {

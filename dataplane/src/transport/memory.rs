@@ -73,6 +73,24 @@ impl Lease {
         NonNull::new(base).expect("an address inside a mapping is not 0")
     }
 
+    /// The same without its first `bytes` bytes, to continue a read there. [`Lease::unskip`] undoes it.
+    #[cfg(feature = "rdma")]
+    pub(super) fn skip(mut self, bytes: usize) -> Lease {
+        assert!(bytes <= self.bytes, "{bytes} bytes of a lease of {}", self.bytes);
+        self.from += bytes;
+        self.bytes -= bytes;
+        self
+    }
+
+    /// With the `bytes` bytes that were skipped.
+    #[cfg(feature = "rdma")]
+    pub(super) fn unskip(mut self, bytes: usize) -> Lease {
+        assert!(bytes <= self.from, "more than was skipped");
+        self.from -= bytes;
+        self.bytes += bytes;
+        self
+    }
+
     /// crc32c of its bytes.
     pub fn crc32c(&self) -> u32 {
         crc32c_by(self.bytes, |at, piece| self.copy_out(at, piece))

@@ -25,8 +25,8 @@
 //! # Backends
 //!
 //! [`Engine`](engine::Engine) is the protocol over any [`Streams`](streams::Streams): [`sim`] (virtual time),
-//! [`tcp`] (epoll) and [`uring`]. [`open`] chooses. RDMA will be another implementation of [`Transport`]: one
-//! registration a segment, a [`Region`] for its key, a one-sided read for [`Op::Read`].
+//! [`tcp`] (epoll) and [`uring`]. `rdma` sets queue pairs beside an engine's connections and moves what it can over
+//! them: one registration a segment, a one-sided read for [`Op::Read`]. [`open`] chooses.
 
 mod choose;
 mod config;
@@ -34,6 +34,8 @@ pub mod engine;
 mod error;
 pub mod faulty;
 mod memory;
+#[cfg(feature = "rdma")]
+pub mod rdma;
 pub mod sim;
 mod slab;
 pub mod streams;
@@ -176,6 +178,19 @@ pub struct Refused {
 #[error("the transport's event queue failed: {0}")]
 pub struct PollError(#[from] pub std::io::Error);
 
+/// What carries the data of a connection at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The backend's name.
+    pub transport: &'static str,
+    /// Why it, for people.
+    pub why: String,
+    /// Bytes read over RDMA.
+    pub rdma_bytes: u64,
+    /// Bytes read over streams, where that is told apart.
+    pub stream_bytes: u64,
+}
+
 /// Wakes a sleeping [`Transport::poll`] from another thread.
 pub trait Wake: Send + Sync {
     /// Makes the current or next poll return soon.
@@ -222,6 +237,9 @@ pub trait Transport {
     /// `after_bytes` more bytes have been received on it.
     fn sever(&mut self, connection: ConnectionId, after_bytes: u64);
 
+    /// What carries a connection's data, and why; `None` if there is no such connection.
+    fn path(&self, connection: ConnectionId) -> Option<Path>;
+
     /// Numbers of this moment.
     fn stats(&self) -> Stats;
 }
@@ -263,6 +281,9 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
     fn sever(&mut self, connection: ConnectionId, after_bytes: u64) {
         (**self).sever(connection, after_bytes);
     }
+    fn path(&self, connection: ConnectionId) -> Option<Path> {
+        (**self).path(connection)
+    }
     fn stats(&self) -> Stats {
         (**self).stats()
     }
@@ -277,7 +298,9 @@ pub struct Stats {
     pub connections: usize,
     /// Bytes of payload read from peers.
     pub read_bytes: u64,
-    /// Bytes of payload served to peers.
+    /// Of those, bytes that came over RDMA.
+    pub rdma_bytes: u64,
+    /// Bytes of payload served to peers. What they read one-sided is not seen, and not counted, by the owner.
     pub served_bytes: u64,
     /// Operations accepted.
     pub accepted: u64,
@@ -287,4 +310,6 @@ pub struct Stats {
     pub refused_full: u64,
     /// Connections ended because the peer misbehaved.
     pub misbehaved: u64,
+    /// Times that RDMA to a peer broke and streams took over.
+    pub downgrades: u64,
 }

@@ -445,6 +445,11 @@ impl Streams for SimStreams {
         Ok(())
     }
 
+    fn watch(&mut self, _: std::os::fd::OwnedFd) -> Result<(), OpenError> {
+        // Nothing outside of the simulation can become readable in its time.
+        Ok(())
+    }
+
     fn waker(&self) -> Arc<dyn Wake> {
         struct Nobody;
         impl Wake for Nobody {

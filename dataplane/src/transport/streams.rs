@@ -8,6 +8,7 @@ use super::{OpenError, PollError, Wake};
 use dflow_proto::Tick;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,6 +121,8 @@ pub enum StreamEvent {
     },
     /// [`Wake::wake`] was called.
     Woken,
+    /// What [`Streams::watch`] was given is readable. Comes again for as long as it is.
+    Watched,
     /// After [`Streams::close`]: all memory has come back, nothing follows.
     Closed(StreamId),
 }
@@ -155,6 +158,9 @@ pub trait Streams {
     fn deregister(&mut self, region: u32);
     /// Submits what was asked for and collects events; returns as soon as there are any, else after `timeout`.
     fn wait(&mut self, events: &mut Vec<StreamEvent>, timeout: Duration) -> Result<(), PollError>;
+    /// Lets `wait` end, with [`StreamEvent::Watched`], also when `fd` is readable. For one descriptor, so that what
+    /// works beside the streams needs no thread and no sleep of its own.
+    fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError>;
     /// Wakes `wait` from another thread.
     fn waker(&self) -> Arc<dyn Wake>;
 }

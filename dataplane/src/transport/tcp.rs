@@ -18,6 +18,7 @@ use std::time::Duration;
 /// Marks of the descriptors that are no streams; a stream's key is never that small.
 const WAKE: u64 = 1;
 const LISTENER: u64 = 2;
+const WATCHED: u64 = 3;
 /// Streams accepted before others get their turn.
 const ACCEPTS: usize = 64;
 
@@ -27,6 +28,7 @@ pub struct Tcp {
     epoll: OwnedFd,
     wake: Arc<EventWake>,
     listener: Option<OwnedFd>,
+    watched: Option<OwnedFd>,
     streams: Slab<Socket>,
     /// Streams on which something may be possible.
     ready: Vec<u64>,
@@ -67,6 +69,7 @@ impl Tcp {
             epoll,
             wake,
             listener: None,
+            watched: None,
             streams: Slab::new(),
             ready: Vec::new(),
             found: Vec::new(),
@@ -331,6 +334,7 @@ impl Streams for Tcp {
                     self.found.push(StreamEvent::Woken);
                 }
                 LISTENER => self.accept(),
+                WATCHED => self.found.push(StreamEvent::Watched),
                 key => {
                     let ends = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
                     if let Some(socket) = self.streams.get_mut(key) {
@@ -346,6 +350,13 @@ impl Streams for Tcp {
         }
         self.ready_events = ready_events;
         events.append(&mut self.found);
+        Ok(())
+    }
+
+    fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError> {
+        epoll::add(&self.epoll, &fd, EventData::new_u64(WATCHED), EventFlags::IN)
+            .map_err(|error| OpenError::Os { what: "watch a descriptor", source: error.into() })?;
+        self.watched = Some(fd);
         Ok(())
     }
 

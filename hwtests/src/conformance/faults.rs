@@ -55,7 +55,13 @@ pub fn a_peer_hangs<W: World>(world: W) {
     bed.until_without("deadlines pass", 1, |bed| bed.nodes[0].under_way() == 0);
     let timed_out =
         |result: &Result<_, _>| matches!(result, Err(OpError::TimedOut { bytes, .. }) if *bytes == 1 << 20);
-    assert!(bed.nodes[0].completions.iter().all(|c| timed_out(&c.result)));
+    // One-sided reads need no living owner: some may have come in time.
+    let one_sided = bed.nodes[0].transport.capabilities().one_sided;
+    for completion in &bed.nodes[0].completions {
+        let lease = completion.lease.as_ref().expect("comes back");
+        assert_bytes(lease, NodeId(2), 0, completion.done_bytes);
+        assert!(timed_out(&completion.result) || one_sided && completion.result.is_ok());
+    }
     assert!(bed.nodes[0].connected.contains_key(&connection), "a late peer is not a dead one");
     bed.until_without("patience ends", 1, |bed| bed.nodes[0].disconnected.contains_key(&connection));
     assert_eq!(bed.nodes[0].disconnected[&connection], Broken::Silent { ms: 150 });

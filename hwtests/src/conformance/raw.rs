@@ -125,7 +125,7 @@ impl<S: Streams> Raw<S> {
                         self.pump(stream);
                     }
                 }
-                StreamEvent::Woken => {}
+                StreamEvent::Woken | StreamEvent::Watched => {}
                 StreamEvent::Closed(stream) => {
                     self.state.entry(stream).or_default().ended = true;
                 }

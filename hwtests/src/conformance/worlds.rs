@@ -75,6 +75,46 @@ impl World for OnUring {
     }
 }
 
+/// RDMA beside sockets over loopback, on whatever card there is.
+#[cfg(feature = "rdma")]
+pub struct OnRdma(pub dflow_dataplane::transport::rdma::discover::Choice);
+
+#[cfg(feature = "rdma")]
+impl World for OnRdma {
+    type T = dflow_dataplane::transport::rdma::Rdma<Tcp>;
+    type Raw = Tcp;
+    fn open(&mut self, config: Config) -> Self::T {
+        let streams = Tcp::new().expect("sockets work");
+        dflow_dataplane::transport::rdma::Rdma::new(streams, config, &self.0).expect("the card opens")
+    }
+    fn raw(&mut self) -> Tcp {
+        Tcp::new().expect("sockets work")
+    }
+    fn any_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+    }
+}
+
+/// The same beside io_uring.
+#[cfg(feature = "rdma")]
+pub struct OnRdmaAndUring(pub dflow_dataplane::transport::rdma::discover::Choice, pub Probe);
+
+#[cfg(feature = "rdma")]
+impl World for OnRdmaAndUring {
+    type T = dflow_dataplane::transport::rdma::Rdma<Uring>;
+    type Raw = Tcp;
+    fn open(&mut self, config: Config) -> Self::T {
+        let streams = Uring::new(self.1.clone(), config.zero_copy).expect("as probed");
+        dflow_dataplane::transport::rdma::Rdma::new(streams, config, &self.0).expect("the card opens")
+    }
+    fn raw(&mut self) -> Tcp {
+        Tcp::new().expect("sockets work")
+    }
+    fn any_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+    }
+}
+
 /// Whatever a node would choose here.
 pub struct OnChosen;
 

@@ -16,6 +16,18 @@ fn allowed() -> Vec<String> {
     list.split('"').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
+/// What `.deny.toml` says of crates that state no licence themselves, as (name@version, expression).
+fn clarified() -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(root().join(".deny.toml")).expect(".deny.toml");
+    let value = |block: &str, key: &str| {
+        let line =
+            block.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix('=').map(str::trim));
+        line.map(|value| value.trim_matches('"').to_owned()).unwrap_or_default()
+    };
+    let blocks = text.split("[[licenses.clarify]]").skip(1);
+    blocks.map(|block| (value(block, "crate"), value(block, "expression"))).collect()
+}
+
 /// Whether an SPDX expression can be met with `allowed` licences alone.
 fn is_met(expression: &str, allowed: &[String]) -> bool {
     // The slash is how crates said OR before SPDX.
@@ -78,10 +90,16 @@ fn licences_are_allowed() {
         return;
     }
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON");
-    let allowed = allowed();
+    let (allowed, clarified) = (allowed(), clarified());
     let mut wrongs = Vec::new();
     for package in metadata["packages"].as_array().expect("packages") {
-        let licence = package["license"].as_str().unwrap_or("none stated");
+        let name = format!(
+            "{}@{}",
+            package["name"].as_str().unwrap_or_default(),
+            package["version"].as_str().unwrap_or_default()
+        );
+        let said = clarified.iter().find(|(clarified, _)| *clarified == name).map(|(_, said)| said.as_str());
+        let licence = package["license"].as_str().or(said).unwrap_or("none stated");
         if !is_met(licence, &allowed) {
             wrongs.push(format!("{} {}: {licence}", package["name"], package["version"]));
         }

@@ -13,6 +13,7 @@ mod frame;
 pub mod handshake;
 mod header;
 pub mod notice;
+pub mod pairing;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,8 @@ pub struct Region {
 pub mod capability {
     /// Data carries a crc32c of its payload.
     pub const CHECKSUM: u32 = 1;
+    /// Messages are [`pairing::Aside`](super::pairing::Aside)s, and RDMA is used where it works.
+    pub const RDMA: u32 = 2;
 }
 
 /// Bytes that cannot come from a peer that speaks this protocol. The connection they came on is dropped.

@@ -19,7 +19,7 @@ mod transmit;
 use super::slab::Slab;
 use super::streams::{StreamEvent, StreamId, Streams};
 use super::{
-    Capabilities, Config, ConnectionId, Epoch, Event, NodeId, Op, OpId, OpenError, PollError, Refused,
+    Capabilities, Config, ConnectionId, Epoch, Event, NodeId, Op, OpId, OpenError, Path, PollError, Refused,
     RefusedWhy, Region, Stats, Transport, Wake,
 };
 use dflow_proto::Tick;
@@ -58,6 +58,10 @@ pub struct Engine<S: Streams> {
     clock: Tick,
     /// Somebody has called for the polling thread.
     woken: bool,
+    /// What is watched beside the streams is readable.
+    watched: bool,
+    /// A poll ended because somebody called.
+    roused: bool,
     stats: Stats,
 }
 
@@ -91,9 +95,48 @@ impl<S: Streams> Engine<S> {
             deadline_min: Tick(u64::MAX),
             incoming: Vec::new(),
             woken: false,
+            watched: false,
+            roused: false,
             clock: Tick(0),
             stats: Stats::default(),
         })
+    }
+
+    /// Polls end also when `fd` is readable; [`Engine::take_watched`] tells.
+    #[cfg(feature = "rdma")]
+    pub(super) fn watch(&mut self, fd: std::os::fd::OwnedFd) -> Result<(), OpenError> {
+        self.streams.watch(fd)
+    }
+
+    /// Whether the watched descriptor was readable since the last call.
+    #[cfg(feature = "rdma")]
+    pub(super) fn take_watched(&mut self) -> bool {
+        std::mem::take(&mut self.watched)
+    }
+
+    /// Whether a poll ended because of a waker since the last call.
+    #[cfg(feature = "rdma")]
+    pub(super) fn take_roused(&mut self) -> bool {
+        std::mem::take(&mut self.roused)
+    }
+
+    /// What both ends of a connection offered, as bits of `capability`.
+    #[cfg(feature = "rdma")]
+    pub(super) fn agreed(&self, connection: ConnectionId) -> u32 {
+        let agreed = self.connections.get(connection.0).and_then(|c| c.agreed);
+        agreed.map_or(0, |agreed| agreed.capabilities)
+    }
+
+    /// Ends a connection whose peer misbehaved towards the layer above.
+    #[cfg(feature = "rdma")]
+    pub(super) fn break_off(&mut self, connection: ConnectionId, why: super::Broken) {
+        self.drop_connection(connection.0, why, true);
+    }
+
+    /// Random bytes from the streams' surroundings.
+    #[cfg(feature = "rdma")]
+    pub(super) fn random(&mut self) -> [u8; 32] {
+        self.streams.random()
     }
 
     fn refuse(&mut self, why: RefusedWhy, op: Op) -> Result<OpId, Refused> {
@@ -250,7 +293,9 @@ impl<S: Streams> Transport for Engine<S> {
                 self.take_in(event);
             }
             self.incoming = incoming;
-            if std::mem::take(&mut self.woken) || !self.found.is_empty() {
+            let woken = std::mem::take(&mut self.woken);
+            self.roused |= woken;
+            if woken || self.watched || !self.found.is_empty() {
                 break;
             }
             // In virtual time every wait is one step, so that other endpoints take theirs.
@@ -283,6 +328,12 @@ impl<S: Streams> Transport for Engine<S> {
             }
             None => {}
         }
+    }
+
+    fn path(&self, connection: ConnectionId) -> Option<Path> {
+        self.connections.get(connection.0)?;
+        let why = self.capabilities.features.join(", ");
+        Some(Path { transport: self.capabilities.name, why, rdma_bytes: 0, stream_bytes: 0 })
     }
 
     fn stats(&self) -> Stats {

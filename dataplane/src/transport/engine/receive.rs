@@ -36,6 +36,7 @@ impl<S: Streams> Engine<S> {
             }
             StreamEvent::Sent { stream, outgoing: _, result } => self.sent(stream, result),
             StreamEvent::Woken => self.woken = true,
+            StreamEvent::Watched => self.watched = true,
             StreamEvent::Closed(stream) => self.stream_closed(stream),
         }
     }

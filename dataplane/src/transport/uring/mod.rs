@@ -46,6 +46,7 @@ const DIAL: u64 = 2;
 const CANCEL: u64 = 3;
 const WAKE: u64 = 4;
 const LISTEN: u64 = 5;
+const WATCH: u64 = 6;
 const SLOTS_MAX: u64 = 1 << 24;
 
 /// Streams over a ring. Bound to the thread that made it.
@@ -58,6 +59,8 @@ pub struct Uring {
     /// no descriptor left. Always writable.
     stand_in: Arc<OwnedFd>,
     listener: Option<OwnedFd>,
+    /// Beside the streams, and whether the kernel looks at it now.
+    watched: Option<(OwnedFd, bool)>,
     sockets: Slab<Box<Socket>>,
     found: Vec<StreamEvent>,
     zero_copy: bool,
@@ -122,6 +125,7 @@ impl Uring {
             wake,
             stand_in: Arc::new(stand_in),
             listener: None,
+            watched: None,
             sockets: Slab::new(),
             found: Vec::new(),
             in_kernel: 0,
@@ -152,6 +156,15 @@ impl Uring {
         if let Some(listener) = &self.listener {
             let fd = types::Fd(listener.as_raw_fd());
             self.push(&opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(LISTEN << 24));
+        }
+    }
+
+    /// Looks at the watched descriptor again; not before the caller had a chance to make it unreadable.
+    fn watch_again(&mut self) {
+        if let Some((fd, looking @ false)) = &mut self.watched {
+            *looking = true;
+            let fd = types::Fd(fd.as_raw_fd());
+            self.push(&opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(WATCH << 24));
         }
     }
 
@@ -279,6 +292,12 @@ impl Uring {
             LISTEN => {
                 self.accept();
                 return self.watch_listener();
+            }
+            WATCH => {
+                if let Some((_, looking)) = &mut self.watched {
+                    *looking = false;
+                }
+                return self.found.push(StreamEvent::Watched);
             }
             _ => {}
         }
@@ -546,6 +565,7 @@ impl Streams for Uring {
 
     fn wait(&mut self, events: &mut Vec<StreamEvent>, timeout: Duration) -> Result<(), PollError> {
         self.harvest();
+        self.watch_again();
         let timeout = if self.found.is_empty() { timeout } else { Duration::ZERO };
         match self.enter(timeout) {
             Ok(()) => {}
@@ -557,6 +577,11 @@ impl Streams for Uring {
         }
         self.harvest();
         events.append(&mut self.found);
+        Ok(())
+    }
+
+    fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError> {
+        self.watched = Some((fd, false));
         Ok(())
     }
 

@@ -1,0 +1,399 @@
+//! RDMA beside streams: each connection is one of the [`Engine`]'s, and, where both ends have a card that reaches
+//! the other's, a queue pair.
+//!
+//! The streams carry what they carry best and what must not break: the handshake, liveness, the exchange of queue
+//! pairs and keys (`pairing` of the wire protocol), and all data whenever RDMA is absent or broken. The queue pair
+//! carries reads, one-sided, straight from the owner's segment into the lease, and messages that fit a receive
+//! buffer. So the choice of what carries the data is made for each peer, tested with a probe before data depends on
+//! it, and revised while operations are under way: a read that the card did not finish is continued by the streams
+//! behind the bytes that have come.
+//!
+//! - `discover`, `survey`: which card, port and address, and why;
+//! - `library`, `card`, `queue`: libibverbs, and all that is unsafe;
+//! - `link`: how far a connection is on its way to RDMA, as a pure state machine;
+//! - `pair`: what the two ends say about it; `carry`: operations and their completions; `ending`: deadlines, cancels,
+//!   and what happens when a link, a connection or the card ends.
+//!
+//! A connection is told to the application when it is decided what carries its data, so that the first read goes
+//! the right way.
+//!
+//! One thread does everything. It looks for completions without a system call while it is busy; before it sleeps it
+//! asks the card to be woken, through the one descriptor that the streams watch beside their own.
+
+mod card;
+mod carry;
+pub mod discover;
+mod ending;
+mod error;
+mod library;
+mod link;
+mod pair;
+mod queue;
+mod state;
+mod survey;
+
+pub use error::CardError;
+
+use super::engine::Engine;
+use super::slab::Slab;
+use super::streams::Streams;
+use super::{
+    Capabilities, Config, ConnectionId, Event, NodeId, Op, OpError, OpId, OpenError, Path, PollError,
+    Refused, RefusedWhy, Region, Stats, Transport, Wake,
+};
+use card::{Card, Done};
+use dflow_proto::Tick;
+use dflow_proto::ids::SegmentId;
+use dflow_proto::wire::capability;
+use dflow_proto::wire::pairing::MESSAGE_PREFIX_BYTES;
+use dflow_proto::wire::{READ_BYTES_MAX, WIRE_MESSAGE_BYTES_MAX};
+use dflow_shm::segment::Map;
+use discover::{Choice, Device};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use state::{Local, Operation, Peer};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A receive buffer: holds an announcement with a value of a few KiB. Longer messages go over the streams.
+const BUFFER_BYTES: usize = 8 << 10;
+/// Waits that have lately been shorter than this are spent looking for completions instead of asleep: going to
+/// sleep and being woken costs about as much. Microseconds.
+const SPIN_US_MAX: u64 = 50;
+
+/// The cards of this host. No card, or no RDMA at all, is an error that says what is missing.
+pub fn survey() -> Result<Vec<Device>, CardError> {
+    survey::survey().map_err(CardError::None)
+}
+
+/// The card that a transport with this configuration uses, and why; or why none.
+pub fn look(listen: Option<IpAddr>, wish: Option<&str>) -> Result<Choice, CardError> {
+    // An address belongs to this host, as this network namespace sees it, if a socket can have it.
+    let is_local = |ip: IpAddr| UdpSocket::bind((ip, 0)).is_ok();
+    discover::choose(&survey()?, wish, listen, &is_local).map_err(CardError::None)
+}
+
+/// Opens `choice` and registers `map` with it, as a node does at its start; answers how long that took.
+pub fn try_out(choice: &Choice, map: &Arc<Map>) -> Result<Duration, CardError> {
+    let card = Card::open(choice, [0; 32])?;
+    let begin = Instant::now();
+    card.register(map)?;
+    Ok(begin.elapsed())
+}
+
+/// See the [module](self).
+pub struct Rdma<S: Streams> {
+    engine: Engine<S>,
+    config: Config,
+    capabilities: Capabilities,
+    card: Option<Card>,
+    /// Why there is no card, while there is none.
+    card_why: String,
+    /// When to look for one again, and how often that failed.
+    reopen_at: Tick,
+    reopen_failures: u32,
+    /// Readable when the card has news; watched by the streams.
+    news: OwnedFd,
+    armed: bool,
+    regions: BTreeMap<(u32, u32), Local>,
+    by_segment: BTreeMap<SegmentId, (u32, u32)>,
+    peers: BTreeMap<ConnectionId, Peer>,
+    /// Connections by number, and by mark, of their queue pair.
+    numbers: BTreeMap<u32, ConnectionId>,
+    marks: BTreeMap<u64, ConnectionId>,
+    mark_next: u64,
+    ops: Slab<Operation>,
+    /// Accepted and not completed.
+    live: usize,
+    /// Operations that wait for room in the streams, in order.
+    overflow: VecDeque<u64>,
+    /// Work that the card has not reported.
+    outstanding: usize,
+    found: VecDeque<Event>,
+    deadline_min: Tick,
+    done: Vec<Done>,
+    heard: Vec<Event>,
+    /// Smoothed length of the waits that a completion ended, in microseconds. `None` where spinning cannot pay.
+    wait_us: Option<u64>,
+    stats: Stats,
+}
+
+impl<S: Streams> Rdma<S> {
+    /// Opens the card `choice` beside `streams`.
+    pub fn new(streams: S, mut config: Config, choice: &Choice) -> Result<Rdma<S>, OpenError> {
+        config.offers |= capability::RDMA;
+        let os = |what| move |source: rustix::io::Errno| OpenError::Os { what, source: source.into() };
+        let mut engine = Engine::new(streams, config.clone())?;
+        let card = Card::open(choice, engine.random())?;
+        let news = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll"))?;
+        let copy = rustix::io::fcntl_dupfd_cloexec(&news, 3).map_err(os("copy a descriptor"))?;
+        engine.watch(copy)?;
+        let mut features = engine.capabilities().features.clone();
+        features.insert(0, choice.to_string());
+        let capabilities = Capabilities {
+            name: "rdma",
+            one_sided: true,
+            message_bytes_max: WIRE_MESSAGE_BYTES_MAX - MESSAGE_PREFIX_BYTES,
+            features,
+            ..engine.capabilities().clone()
+        };
+        // With one processor, looking keeps whoever is waited for from running.
+        let alone = std::thread::available_parallelism().map_or(1, usize::from) == 1;
+        let mut rdma = Rdma {
+            engine,
+            config,
+            capabilities,
+            card: None,
+            card_why: String::new(),
+            reopen_at: Tick(0),
+            reopen_failures: 0,
+            news,
+            armed: false,
+            regions: BTreeMap::new(),
+            by_segment: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            marks: BTreeMap::new(),
+            mark_next: 1 << 32,
+            ops: Slab::new(),
+            live: 0,
+            overflow: VecDeque::new(),
+            outstanding: 0,
+            found: VecDeque::new(),
+            deadline_min: Tick(u64::MAX),
+            done: Vec::new(),
+            heard: Vec::new(),
+            wait_us: (!alone).then_some(0),
+            stats: Stats::default(),
+        };
+        rdma.adopt(card).map_err(|source| OpenError::Os { what: "watch the card", source })?;
+        Ok(rdma)
+    }
+
+    /// The card is open: be woken by it, and register with it what there is.
+    fn adopt(&mut self, card: Card) -> std::io::Result<()> {
+        for fd in card.descriptors() {
+            epoll::add(&self.news, fd, EventData::new_u64(0), EventFlags::IN)?;
+        }
+        for local in self.regions.values_mut() {
+            local.memory = register(&card, &local.map);
+        }
+        self.armed = false;
+        self.card = Some(card);
+        Ok(())
+    }
+
+    fn note_deadline(&mut self, at: Tick) {
+        self.deadline_min = self.deadline_min.min(at);
+    }
+
+    fn is_open(&self, connection: ConnectionId) -> bool {
+        self.peers.get(&connection).is_some_and(|peer| peer.told && !peer.closing)
+    }
+
+    /// Looks at what the card has, and moves everything along. Whether there was anything.
+    fn progress(&mut self) -> bool {
+        let any = self.harvest();
+        self.expire();
+        self.pump_overflow();
+        any
+    }
+
+    /// Asks to be woken by the card; whether it is safe to sleep, since nothing came meanwhile.
+    fn may_sleep(&mut self) -> bool {
+        let Some(card) = &self.card else { return true };
+        if self.armed {
+            return true;
+        }
+        card.arm();
+        self.armed = true;
+        // What completed before the card was armed wakes nobody.
+        !self.harvest()
+    }
+
+    /// Takes the news that have woken us.
+    fn take_news(&mut self) {
+        let Some(card) = &self.card else { return };
+        card.take_wakes();
+        self.armed = false;
+        while let Some(event) = self.card.as_ref().and_then(Card::event) {
+            self.card_event(event);
+        }
+    }
+
+    /// How long to look before sleeping: as long as waits have lately taken, if that was short.
+    fn spin_us(&self) -> u64 {
+        match self.wait_us {
+            Some(wait_us) if self.outstanding > 0 && wait_us <= SPIN_US_MAX => 2 * wait_us.max(5),
+            _ => self.config.spin_us,
+        }
+    }
+}
+
+/// Registers with the card; what it refuses is read over the streams.
+fn register(card: &Card, map: &Arc<Map>) -> Option<card::Memory> {
+    card.register(map)
+        .inspect_err(|error| tracing::warn!(%error, "a segment is not registered: its data goes over TCP"))
+        .ok()
+}
+
+impl<S: Streams> Transport for Rdma<S> {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn now(&self) -> Tick {
+        self.engine.now()
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        self.engine.address()
+    }
+
+    fn register(&mut self, map: &Arc<Map>) -> Region {
+        let region = self.engine.register(map);
+        let memory = self.card.as_ref().and_then(|card| register(card, map));
+        let id = (region.id, region.generation);
+        self.by_segment.insert(map.segment(), id);
+        self.regions.insert(id, Local { region, map: map.clone(), memory });
+        self.tell_key(id);
+        region
+    }
+
+    fn deregister(&mut self, region: Region) -> bool {
+        let id = (region.id, region.generation);
+        if let Some(local) = self.regions.remove(&id) {
+            // The card refuses it from here on: whoever has the key still, reads nothing any more.
+            if self.by_segment.get(&local.map.segment()) == Some(&id) {
+                self.by_segment.remove(&local.map.segment());
+            }
+            drop(local);
+            self.tell_revoked(id);
+        }
+        self.engine.deregister(region)
+    }
+
+    fn connect(&mut self, address: SocketAddr, node: Option<NodeId>, deadline: Tick) -> ConnectionId {
+        self.engine.connect(address, node, deadline)
+    }
+
+    fn submit(&mut self, op: Op) -> Result<OpId, Refused> {
+        let (connection, bytes, max, deadline) = match &op {
+            Op::Read { connection, into, deadline, .. } => {
+                (*connection, into.bytes(), READ_BYTES_MAX, *deadline)
+            }
+            Op::Send { connection, message, deadline, .. } => {
+                (*connection, message.len(), self.capabilities.message_bytes_max, *deadline)
+            }
+        };
+        let why = match () {
+            () if bytes > max => Some(RefusedWhy::TooLong { bytes, max }),
+            () if self.live >= self.config.ops_max => Some(RefusedWhy::Full { ops: self.live }),
+            () if !self.is_open(connection) => Some(RefusedWhy::NotConnected),
+            () => None,
+        };
+        if let Some(why) = why {
+            self.stats.refused_full += u64::from(matches!(why, RefusedWhy::Full { .. }));
+            return Err(Refused { why, op: Box::new(op) });
+        }
+        self.stats.accepted += 1;
+        self.live += 1;
+        self.note_deadline(deadline);
+        Ok(OpId(self.begin(op)))
+    }
+
+    fn cancel(&mut self, op: OpId) {
+        self.stop(op.0, OpError::Cancelled);
+    }
+
+    fn poll(&mut self, events: &mut Vec<Event>, wait: Duration) -> Result<(), PollError> {
+        let begin = self.now();
+        let until = begin.0.saturating_add(wait.as_micros() as u64);
+        let spin_until = begin.0.saturating_add(self.spin_us().min(wait.as_micros() as u64));
+        self.progress();
+        loop {
+            let now = self.now();
+            let mut timeout = Duration::ZERO;
+            let idle = self.found.is_empty() && now.0 >= spin_until && now.0 < until;
+            if idle && self.may_sleep() && self.found.is_empty() {
+                let earliest = until.min(self.deadline_min.0).min(self.next_link_deadline().0);
+                timeout = Duration::from_micros(earliest.saturating_sub(now.0));
+            }
+            let mut heard = std::mem::take(&mut self.heard);
+            self.engine.poll(&mut heard, timeout)?;
+            if self.engine.take_watched() {
+                self.take_news();
+            }
+            for event in heard.drain(..) {
+                self.hear(event);
+            }
+            self.heard = heard;
+            let any = self.progress();
+            let after = self.now();
+            if any && let Some(wait_us) = &mut self.wait_us {
+                *wait_us = (*wait_us * 7 + after.since_us(begin)) / 8;
+            }
+            if !self.found.is_empty() || after.0 >= until || self.engine.take_roused() {
+                break;
+            }
+            if timeout.is_zero() {
+                std::thread::yield_now();
+            }
+        }
+        events.extend(self.found.drain(..));
+        Ok(())
+    }
+
+    fn close(&mut self, connection: ConnectionId) {
+        self.harvest();
+        self.let_go(connection, &OpError::Cancelled);
+        self.engine.close(connection);
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        self.engine.waker()
+    }
+
+    fn sever(&mut self, connection: ConnectionId, after_bytes: u64) {
+        if after_bytes == 0 {
+            self.harvest();
+            self.let_go(connection, &OpError::Disconnected);
+        } else if let Some(peer) = self.peers.get_mut(&connection) {
+            peer.sever_after = Some(after_bytes);
+        }
+        self.engine.sever(connection, after_bytes);
+    }
+
+    fn path(&self, connection: ConnectionId) -> Option<Path> {
+        let peer = self.peers.get(&connection)?;
+        let below = self.engine.path(connection)?;
+        let up = peer.link.is_up();
+        Some(Path {
+            transport: if up { "rdma" } else { below.transport },
+            why: peer.why.clone(),
+            rdma_bytes: peer.card_bytes,
+            stream_bytes: peer.stream_bytes,
+        })
+    }
+
+    fn stats(&self) -> Stats {
+        let below = self.engine.stats();
+        Stats {
+            ops: self.live,
+            connections: below.connections,
+            served_bytes: below.served_bytes,
+            misbehaved: below.misbehaved,
+            ..self.stats
+        }
+    }
+}
+
+impl<S: Streams> Drop for Rdma<S> {
+    fn drop(&mut self) {
+        // Queue pairs first: they hold the leases that the card may write to, and the card cannot close before.
+        self.peers.clear();
+        self.regions.clear();
+    }
+}
