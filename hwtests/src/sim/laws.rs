@@ -53,7 +53,10 @@ impl World<'_> {
                 ObjectState::Sealed => true,
                 ObjectState::Running { .. } => {
                     let id = object.key.invocation;
-                    self.nodes[at].processes.get(&(id.step, id.item)).is_some_and(|p| p.begun.contains(&object.key))
+                    self.nodes[at]
+                        .processes
+                        .get(&(id.step, id.item))
+                        .is_some_and(|p| p.begun.contains(&object.key))
                         || self.nodes[at].store.contains_key(&object.key)
                         || self.is_deterministic(id.step)
                 }
@@ -61,13 +64,15 @@ impl World<'_> {
                 ObjectState::Pending => self.is_deterministic(object.key.invocation.step),
             },
             Resolved::List { items, pinned } => {
-                (*pinned && items.is_empty()) || items.iter().any(|i| self.has_begun(at, &Resolved::Object(*i)))
+                (*pinned && items.is_empty())
+                    || items.iter().any(|i| self.has_begun(at, &Resolved::Object(*i)))
             }
             Resolved::Follow { producer, port, .. } => {
                 let first = self.key(*producer, *port, 0);
                 self.nodes[at].store.contains_key(&first)
                     || self.nodes[at].lists.contains_key(&(producer.step, *port))
-                    || self.nodes[at].processes
+                    || self.nodes[at]
+                        .processes
                         .get(&(producer.step, producer.item))
                         .is_some_and(|p| p.begun.contains(&first))
                     || self.is_deterministic(producer.step)
@@ -80,7 +85,11 @@ impl World<'_> {
     pub(super) fn check_means(&self, at: usize, id: InvocationId) {
         let capacity = self.conditions.capacity;
         let slots = capacity.slots.max(1) as usize;
-        assert!(self.nodes[at].processes.len() <= slots, "{} processes in {slots} slots", self.nodes[at].processes.len());
+        assert!(
+            self.nodes[at].processes.len() <= slots,
+            "{} processes in {slots} slots",
+            self.nodes[at].processes.len()
+        );
         let tokens = |step: u32| self.graph.steps[step as usize].cpu_milli.min(capacity.cpu_milli);
         let awake = self.nodes[at].processes.iter().filter(|(_, p)| !p.blocked);
         let used: u32 = awake.map(|(&(step, _), _)| tokens(step)).sum();

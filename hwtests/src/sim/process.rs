@@ -15,7 +15,8 @@ impl World<'_> {
                 Some(stored) => Some(stored.value),
                 None => panic!("{:?} is called sealed and is not in the store", object.key),
             },
-            ObjectState::Running { attempt } => self.nodes[at].store
+            ObjectState::Running { attempt } => self.nodes[at]
+                .store
                 .get(&object.key)
                 .filter(|stored| stored.attempt == attempt)
                 .map(|stored| stored.value),
@@ -104,10 +105,13 @@ impl World<'_> {
         process.blocked = blocked;
         let (attempt, run) = (process.attempt, self.run);
         let invocation = InvocationId { step: key.0, item: key.1 };
-        self.tell(at, match blocked {
-            true => Event::Blocked { run, invocation, attempt },
-            false => Event::Resumed { run, invocation, attempt },
-        });
+        self.tell(
+            at,
+            match blocked {
+                true => Event::Blocked { run, invocation, attempt },
+                false => Event::Resumed { run, invocation, attempt },
+            },
+        );
     }
 
     /// The process begins all of its outputs before it has read its inputs, as a pipeline stage does.
@@ -208,7 +212,8 @@ impl World<'_> {
             Resolved::Follow { producer: of, .. } => *of == producer,
             _ => false,
         };
-        let followers: Vec<_> = self.nodes[at].processes
+        let followers: Vec<_> = self.nodes[at]
+            .processes
             .iter()
             .filter(|(_, p)| p.blocked && p.tables.iter().any(names))
             .map(|(key, p)| (*key, p.attempt))

@@ -76,7 +76,8 @@ impl World<'_> {
     /// Sends a published object that is complete.
     pub(super) fn send(&mut self, at: usize, key: ObjectKey) {
         let node = &mut self.nodes[at];
-        let (Some(published), Some(stored)) = (node.wire.published.get_mut(&key), node.store.get(&key)) else {
+        let (Some(published), Some(stored)) = (node.wire.published.get_mut(&key), node.store.get(&key))
+        else {
             return;
         };
         if published.attempt != stored.attempt || std::mem::replace(&mut published.sent, true) {

@@ -364,11 +364,15 @@ impl World<'_> {
         let before = self.started.insert(key, attempt).unwrap_or(0);
         // A lead may take an attempt back before its host has started it.
         let alone = self.nodes.len() == 1;
-        assert!(attempt == before + 1 || (!alone && attempt > before), "attempts of {key:?} are not in order");
+        assert!(
+            attempt == before + 1 || (!alone && attempt > before),
+            "attempts of {key:?} are not in order"
+        );
         assert!(self.is_put_at(at, self.key(id, 0, 0)), "{key:?} is started on node {at}");
         assert!(!self.nodes.iter().any(|n| n.processes.contains_key(&key)), "{key:?} is started twice");
-        let tables: Vec<_> =
-            (0..step.inputs.len()).map(|i| self.nodes[at].scheduler.resolve(self.run, id, i as u16)).collect();
+        let tables: Vec<_> = (0..step.inputs.len())
+            .map(|i| self.nodes[at].scheduler.resolve(self.run, id, i as u16))
+            .collect();
         // Effects are executed after the scheduler has moved on; what it resolves now includes later changes.
         let deterministic = step.function().is_some_and(|f| self.graph.functions[f as usize].deterministic);
         let nonce = if deterministic { 0 } else { self.rng.bits() };
