@@ -123,22 +123,41 @@ pub(super) fn rdma() -> Finding {
     let library = |name: &str| {
         LIBRARY_FOLDERS.iter().map(|folder| PathBuf::from(folder).join(name)).find(|path| path.exists())
     };
-    let missing: Vec<&str> =
-        ["libibverbs.so.1", "librdmacm.so.1"].into_iter().filter(|name| library(name).is_none()).collect();
-    judge_rdma(&devices, &missing)
+    let missing: Vec<&str> = ["libibverbs.so.1"].into_iter().filter(|name| library(name).is_none()).collect();
+    judge_rdma(&devices, &missing, usable())
 }
 
-fn judge_rdma(devices: &[String], missing: &[&str]) -> Finding {
+/// The card that transfers would use, and why; or why none.
+#[cfg(feature = "rdma")]
+fn usable() -> Result<String, String> {
+    use dflow_dataplane::transport::rdma::look;
+    look(None, None).map(|choice| choice.to_string()).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "rdma"))]
+fn usable() -> Result<String, String> {
+    Err("this dflow was built without the feature `rdma`".to_owned())
+}
+
+fn judge_rdma(devices: &[String], missing: &[&str], usable: Result<String, String>) -> Finding {
     const CHECK: &str = "RDMA";
     match (devices, missing) {
         // Hardware that is not there is no defect.
         ([], _) => Finding::ok(CHECK, "no device; TCP is what transfers between nodes would use"),
-        (devices, []) => Finding::ok(CHECK, devices.join(", ")),
+        (devices, []) => match usable {
+            Ok(choice) => Finding::ok(CHECK, choice),
+            Err(why) => Finding::warn(
+                CHECK,
+                format!("{}: {why}", devices.join(", ")),
+                "no card can be used; transfers between nodes go over TCP",
+                "",
+            ),
+        },
         (devices, missing) => Finding::warn(
             CHECK,
             format!("{} without {}", devices.join(", "), missing.join(" and ")),
             "the device cannot be used; transfers between nodes fall back to TCP",
-            "sudo apt-get install libibverbs1 librdmacm1 ibverbs-providers",
+            "sudo apt-get install libibverbs1 ibverbs-providers",
         ),
     }
 }
@@ -175,10 +194,13 @@ mod tests {
 
     #[test]
     fn a_device_without_its_library_is_told() {
-        assert_eq!(judge_rdma(&[], &["libibverbs.so.1"]).grade, Grade::Ok);
+        let down = || Err("mlx5_0 port 1 is down".to_owned());
+        assert_eq!(judge_rdma(&[], &["libibverbs.so.1"], down()).grade, Grade::Ok);
         let device = ["mlx5_0".to_owned()];
-        assert_eq!(judge_rdma(&device, &[]).grade, Grade::Ok);
-        assert!(judge_rdma(&device, &["libibverbs.so.1"]).mend.contains("apt-get install"));
+        assert_eq!(judge_rdma(&device, &[], Ok("mlx5_0 port 1".to_owned())).grade, Grade::Ok);
+        let unusable = judge_rdma(&device, &[], down());
+        assert!(unusable.grade == Grade::Warn && unusable.found.contains("is down"), "{unusable:?}");
+        assert!(judge_rdma(&device, &["libibverbs.so.1"], down()).mend.contains("apt-get install"));
     }
 
     #[test]
