@@ -14,8 +14,9 @@ use std::rc::Rc;
 /// One work request reads at most so much: what is lost when a link breaks, and how long a small read waits behind
 /// a large one, are a few of these.
 const PIECE_BYTES: usize = 1 << 20;
-/// Bytes of a connection's reads that the card has at a time. Far more than is in flight on any wire.
-const READING_BYTES_MAX: usize = 8 << 20;
+/// Bytes of a connection's reads that the card has at a time. More than is in flight on any wire, and little enough
+/// that a read whose deadline has passed ends soon after: what the card has cannot be taken back.
+const READING_BYTES_MAX: usize = 4 << 20;
 /// Marks asides, which no operation stands for.
 pub(super) const ASIDE: u64 = u64::MAX;
 
