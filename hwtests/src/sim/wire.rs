@@ -86,7 +86,9 @@ impl World<'_> {
         let (to, stored) = (published.to.clone(), *stored);
         for node in to {
             let most = *self.rng.pick(&[5, 100, 5_000]);
-            let delay = self.rng.below(most);
+            // It is announced on the stream of words, and read after that.
+            let announced = self.streams.get(&(at, node)).copied().unwrap_or_default();
+            let delay = self.rng.below(most).max(announced.since_us(self.now));
             self.later(delay, Happens::Object(node.into(), at as NodeIndex, key, stored));
         }
     }

@@ -132,7 +132,8 @@ impl Run {
         invocation.flags =
             if early { invocation.flags | flag::EARLY } else { invocation.flags & !flag::EARLY };
         if !here {
-            return self.invite(entry, cx);
+            // Asked for when all that is to be taken back has been, as what starts here is.
+            return self.invitations.push(entry);
         }
         match &mut state.each {
             Some(each) if leads && state.running.len() >= plan.parallel_max as usize => each.gate.park(entry),

@@ -201,12 +201,13 @@ impl Run {
     }
 
     pub(super) fn check_left_out(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
-        let out = self.is_left_out(step, item);
+        let (out, here) = (self.is_left_out(step, item), self.is_here(step, item));
         let state = &mut self.steps[step as usize];
         let invocation = &mut state.invocations[item as usize];
         match invocation.phase {
+            Phase::Ready if out && invocation.is(flag::INVITED) => self.roll_back(step, item, cx),
             Phase::Waiting | Phase::Ready | Phase::Backoff if out => {
-                cx.pool.ready -= u32::from(invocation.phase == Phase::Ready);
+                cx.pool.ready -= u32::from(here && invocation.phase == Phase::Ready);
                 invocation.phase = Phase::LeftOut;
                 state.ended += 1;
                 state.left += 1;

@@ -30,49 +30,49 @@ impl Run {
             return;
         }
         match word {
-            Word::Runs { step, chosen } if self.from_lead(from, step) => self.hear_runs(step, chosen, cx),
-            Word::Skipped { step } if self.from_lead(from, step) => self.skip(step, cx),
-            Word::Width { step, items, pinned } if self.from_lead(from, step) => {
+            Word::Runs { step, chosen } if self.is_lead(from, step) => self.hear_runs(step, chosen, cx),
+            Word::Skipped { step } if self.is_lead(from, step) => self.skip(step, cx),
+            Word::Width { step, items, pinned } if self.is_lead(from, step) => {
                 self.grow(step, items, cx);
                 if pinned {
                     self.pin(step, cx);
                 }
             }
-            Word::Shrunk { step } if self.from_lead(from, step) => self.shrink(step, cx),
-            Word::Withdrawn { invocation, attempt } if self.from_lead(from, invocation.step) => {
+            Word::Shrunk { step } if self.is_lead(from, step) => self.shrink(step, cx),
+            Word::Withdrawn { invocation, attempt } if self.is_lead(from, invocation.step) => {
                 self.hear_withdrawn(invocation, attempt, cx);
             }
-            Word::Out { invocation, out, failed } if self.from_lead(from, invocation.step) => {
+            Word::Out { invocation, out, failed } if self.is_lead(from, invocation.step) => {
                 self.hear_out(invocation, out, failed, cx);
             }
-            Word::Settled { step } if self.from_lead(from, step) => {
+            Word::Settled { step } if self.is_lead(from, step) => {
                 self.steps[step as usize].told = true;
                 self.closing.push(Ask::Settled(step));
             }
-            Word::Invoke { invocation, attempt } if self.from_lead(from, invocation.step) => {
+            Word::Invoke { invocation, attempt } if self.is_lead(from, invocation.step) => {
                 self.hear_invoke(invocation, attempt, cx);
             }
-            Word::Started { invocation, attempt } if self.from_host(from, invocation) => {
+            Word::Started { invocation, attempt } if self.is_host(from, invocation) => {
                 self.hear_started(invocation, attempt, cx);
             }
-            Word::FirstByte(put) if self.from_host(from, put.key.invocation) => self.put(put, false, cx),
-            Word::Sealed(put) if self.from_host(from, put.key.invocation) => self.put(put, true, cx),
-            Word::Pinned { invocation, attempt, port, count } if self.from_host(from, invocation) => {
+            Word::FirstByte(put) if self.is_host(from, put.key.invocation) => self.put(put, false, cx),
+            Word::Sealed(put) if self.is_host(from, put.key.invocation) => self.put(put, true, cx),
+            Word::Pinned { invocation, attempt, port, count } if self.is_host(from, invocation) => {
                 self.pinned(invocation, attempt, port, count, cx);
             }
-            Word::Ended { invocation, attempt, outcome } if self.from_host(from, invocation) => {
+            Word::Ended { invocation, attempt, outcome } if self.is_host(from, invocation) => {
                 self.hear_ended(invocation, attempt, outcome, cx);
             }
             word => self.heard_of_run(from, word, cx),
         }
     }
 
-    fn from_lead(&self, from: NodeIndex, step: u32) -> bool {
+    fn is_lead(&self, from: NodeIndex, step: u32) -> bool {
         let place = |s: &super::part::Share| s.part.placement.of(step).lead() == from;
         (step as usize) < self.steps.len() && !self.leads(step) && self.share.as_deref().is_some_and(place)
     }
 
-    fn from_host(&self, from: NodeIndex, id: InvocationId) -> bool {
+    fn is_host(&self, from: NodeIndex, id: InvocationId) -> bool {
         let place = |s: &super::part::Share| s.part.placement.of(id.step).host(id.item) == from;
         (id.step as usize) < self.steps.len()
             && id.item < self.plan.steps[id.step as usize].items_max
@@ -136,6 +136,10 @@ impl Run {
 
     /// An attempt has started elsewhere.
     fn hear_started(&mut self, id: InvocationId, attempt: u32, cx: &mut Cx<'_>) {
+        if self.steps[id.step as usize].fate == Fate::Skipped {
+            // The lead has taken it back already.
+            return;
+        }
         self.make_room(id);
         let leads = self.leads(id.step);
         let Some(invocation) = self.invocation(id) else { return };

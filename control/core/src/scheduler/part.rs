@@ -229,12 +229,15 @@ impl Run {
 
     /// Whether an output of the run comes from the step, if only through a switch.
     fn is_handed_on(&self, step: u32) -> bool {
-        self.plan.ports_of(step).any(|p| {
-            self.plan.readers(p).iter().any(|reader| match reader.role {
-                Role::Output => true,
-                Role::Case(_) => self.is_handed_on(reader.step),
-                _ => false,
-            })
+        self.plan.ports_of(step).any(|p| self.is_output(p))
+    }
+
+    /// Whether an output of the run comes from the port, if only through a switch.
+    fn is_output(&self, p: u32) -> bool {
+        self.plan.readers(p).iter().any(|reader| match reader.role {
+            Role::Output => true,
+            Role::Case(_) => self.is_handed_on(reader.step),
+            _ => false,
         })
     }
 
@@ -348,6 +351,10 @@ impl Run {
         share.closed = true;
         self.tell_all(&Word::Close, cx);
         for p in 0..self.ports.len() as u32 {
+            // A step that is over may not have been heard to be, where the run does not wait for that.
+            if !self.is_output(p) {
+                (self.ports[p as usize].holds, self.ports[p as usize].item_holds) = (0, 0);
+            }
             if self.plan.ports[p as usize].keep != Keep::Alias {
                 self.free(p, cx);
             }

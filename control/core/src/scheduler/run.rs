@@ -6,7 +6,7 @@
 
 use super::part::Share;
 use super::plan::{NONE, Plan};
-use super::pool::{Gate, Pool};
+use super::pool::{Entry, Gate, Pool};
 use super::{Effect, Failure, RunError};
 use crate::graph::{Graph, Source, StartPolicy};
 use crate::placement::{HOME, Part};
@@ -270,6 +270,8 @@ pub(super) struct Run {
     /// Questions whose answer is final; asked when the agenda is empty, so that all that has to be taken
     /// back is taken back before anything is settled or freed.
     pub(super) closing: Vec<Ask>,
+    /// Ready invocations that other nodes execute.
+    pub(super) invitations: Vec<Entry>,
     pub(super) ending: Option<Ending>,
     pub(super) over: bool,
 }
@@ -306,6 +308,7 @@ impl Run {
             deadline: Tick(0),
             agenda: Vec::new(),
             closing: Vec::new(),
+            invitations: Vec::new(),
             ending: None,
             over: false,
             graph,
@@ -395,6 +398,11 @@ impl Run {
                 Ask::Pin(step) => self.pin(step, cx),
                 Ask::Skip(step) => self.skip(step, cx),
                 Ask::Resolved(step) => self.resolved(step, cx),
+            }
+        }
+        for entry in core::mem::take(&mut self.invitations) {
+            if self.is_current(&entry) {
+                self.invite(entry, cx);
             }
         }
     }

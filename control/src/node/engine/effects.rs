@@ -25,6 +25,7 @@ impl Engine {
             }
             Effect::Stop { run, invocation, attempt, why } => self.stop(run, invocation, attempt, why),
             Effect::Release(key) => drop(self.store.release(key)),
+            Effect::Tell { .. } | Effect::Publish { .. } => unreachable!("all runs lie on this node alone"),
             Effect::Note { run, note } => self.note(run, &note),
             Effect::RunEnded { run, result } => self.end_run(run, result),
         }
