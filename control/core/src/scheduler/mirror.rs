@@ -257,6 +257,16 @@ impl Run {
         }
     }
 
+    /// A skipped step has nothing, also before its lead's word about each invocation has come.
+    pub(super) fn forget_mirrored(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
+        if !self.leads(id.step)
+            && let Some(invocation) = self.invocation(id)
+        {
+            let last = invocation.attempt.max(invocation.invited);
+            self.hear_withdrawn(id, last, cx);
+        }
+    }
+
     /// A mirror forgets an attempt and what it put.
     pub(super) fn undo(&mut self, id: InvocationId, cx: &mut Cx<'_>) {
         let state = &mut self.steps[id.step as usize];

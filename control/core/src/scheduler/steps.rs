@@ -216,6 +216,7 @@ impl Run {
             }
             self.timer_unless_running(InvocationId { step, item }, cx);
             self.roll_back(step, item, cx);
+            self.forget_mirrored(InvocationId { step, item }, cx);
         }
         self.let_go(step, true);
         if let Over::Many(p) | Over::Gather(p) = plan.steps[step as usize].over
