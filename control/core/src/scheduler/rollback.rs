@@ -64,6 +64,7 @@ impl Run {
                     for instance in &mut self.steps[reader.step as usize].invocations {
                         instance.flags &= !(flag::ITEM | flag::ITEM_SEALED | flag::ITEM_DROPPED);
                     }
+                    self.agenda.push(Ask::ReadyAll(reader.step));
                 }
                 Role::Items => {
                     if let Some(instance) = self.invocation(InvocationId { step: reader.step, item }) {
@@ -92,8 +93,8 @@ impl Run {
         let id = InvocationId { step, item };
         let run = self.id;
         if !self.leads(step) {
-            // Its lead hears of the same loss, and takes it back by its word.
-            return;
+            // Its lead hears of the same loss, and takes it back by its word; what waits here may have to wait on.
+            return self.agenda.push(Ask::Ready(step, item));
         }
         let state = &mut self.steps[step as usize];
         let Some(invocation) = state.invocations.get_mut(item as usize) else { return };
