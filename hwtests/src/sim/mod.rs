@@ -75,7 +75,9 @@ pub fn check(graph: &Graph, seed: u64, conditions: &Conditions, report: &Report)
             assert_eq!(ended, expected.ended, "invocations\n{graph:#?}");
             let narrow =
                 graph.steps.iter().filter_map(|step| step.foreach.as_ref()).any(|each| each.items_max < 4);
-            if conditions.crash + conditions.hang == 0 && report.failed.is_empty() && !narrow {
+            // On several nodes an invocation may start on a word that is void before it has arrived.
+            let alone = conditions.nodes == 1;
+            if alone && conditions.crash + conditions.hang == 0 && report.failed.is_empty() && !narrow {
                 let once = expected.ended.len() as u64;
                 assert_eq!(report.attempts, once, "without faults nothing runs twice\n{graph:#?}");
             }

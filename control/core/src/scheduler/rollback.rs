@@ -11,8 +11,18 @@ impl Run {
     pub(super) fn withdraw(&mut self, step: u32, item: u32, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
         let invocation = InvocationId { step, item };
-        if let Some(attempt) = self.invocation(invocation).map(|i| i.attempt).filter(|attempt| *attempt > 0) {
-            self.tell_as_lead(step, &Word::Withdrawn { invocation, attempt }, cx);
+        let leads = self.leads(step);
+        let mut fresh = self.share.is_some();
+        if fresh
+            && leads
+            && let Some(state) = self.invocation(invocation)
+        {
+            let attempt = state.attempt;
+            fresh = attempt > state.void;
+            state.void = attempt;
+            if fresh {
+                self.tell_as_lead(step, &Word::Withdrawn { invocation, attempt }, cx);
+            }
         }
         for p in plan.ports_of(step) {
             let mut seen = false;
@@ -44,6 +54,9 @@ impl Run {
                 self.take_back(p, item, cx);
             } else {
                 self.relink(p, Some(item), cx);
+                if fresh {
+                    self.take_back_elsewhere(p, item, cx);
+                }
             }
             // After their readers have been told to stop.
             for element in withdrawn {
@@ -77,6 +90,31 @@ impl Run {
                     self.take_back(plan.port(reader.step, 0), 0, cx);
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// Nothing of port `p` is known here; where its readers are executed, something may have been.
+    fn take_back_elsewhere(&mut self, p: u32, item: u32, cx: &mut Cx<'_>) {
+        let plan = self.plan.clone();
+        let one = !matches!(plan.ports[p as usize].keep, Keep::List(_));
+        for reader in plan.readers(p) {
+            let items = match reader.role {
+                Role::Items if one => item..item + 1,
+                Role::Items | Role::Input(_) => 0..self.steps[reader.step as usize].items,
+                Role::Case(case) if self.steps[reader.step as usize].chosen == u32::from(case) => {
+                    self.take_back_elsewhere(plan.port(reader.step, 0), 0, cx);
+                    continue;
+                }
+                _ => continue,
+            };
+            for item in items {
+                let begun = self.invocation(InvocationId { step: reader.step, item }).is_some_and(|i| {
+                    matches!(i.phase, Phase::Running | Phase::Ended) || i.is(flag::INVITED)
+                });
+                if begun && !self.is_here(reader.step, item) {
+                    self.roll_back(reader.step, item, cx);
+                }
             }
         }
     }
