@@ -310,6 +310,14 @@ impl Run {
         }
         self.closing.push(Ask::Settled(id.step));
         self.item_left(id.step, id.item, cx);
+        if !out {
+            // A list without it may have been taken for complete.
+            for p in self.plan.ports_of(id.step) {
+                if self.ports[p as usize].begun {
+                    self.take_back(p, NONE, cx);
+                }
+            }
+        }
     }
 
     /// An attempt that this node executes for another's lead is over.
