@@ -4,7 +4,7 @@ use super::plan::{Keep, Over};
 use super::pool::Entry;
 use super::run::{Ask, Cx, Fate, Known, Phase, RUN, Run, flag};
 use super::{Effect, Failure, Note, Outcome, RunError, StopReason, Word};
-use crate::graph::{ErrorClass, OnFailure, Retry, StartPolicy, Tolerate};
+use crate::graph::{ErrorClass, OnFailure, Retry, Source, StartPolicy, Tolerate};
 use alloc::{format, string::ToString};
 use dflow_proto::{InvocationId, Tick, limits::ATTEMPTS_MAX};
 
@@ -31,7 +31,7 @@ impl Run {
                 return false;
             }
         }
-        if !self.has_json_list(step) {
+        if !self.leads(step) && !self.may_start_for_lead(step) {
             return false;
         }
         // A null input is no input.
@@ -47,13 +47,17 @@ impl Run {
         }
     }
 
-    /// Whether the JSON list that the step iterates is here. Its lead has measured it; a host elsewhere may
-    /// have to wait for it.
-    fn has_json_list(&self, step: u32) -> bool {
-        if self.leads(step) || !matches!(self.plan.steps[step as usize].over, Over::Json(_)) {
-            return true;
+    /// What a lead knows of its step and a host elsewhere must see for itself: no required input's source is
+    /// skipped (then the step soon is), and the JSON list that it iterates is here.
+    fn may_start_for_lead(&self, step: u32) -> bool {
+        let own = &self.graph.steps[step as usize];
+        let skipped = |source: &Source| {
+            source.step().is_some_and(|of| self.steps[of as usize].fate == Fate::Skipped)
+        };
+        if own.inputs.iter().any(|input| !input.optional && skipped(&input.source)) {
+            return false;
         }
-        let over = self.graph.steps[step as usize].foreach.as_ref().map(|each| &each.over);
+        let over = own.foreach.as_ref().filter(|each| each.json).map(|each| &each.over);
         let port = over.filter(|over| over.step().is_some()).and_then(|over| self.plan.source_port(over));
         port.is_none_or(|p| self.ports[p as usize].complete)
     }
@@ -240,6 +244,10 @@ impl Run {
         self.running -= 1;
         self.leave_running(id, cx);
         if phase == Phase::Stopping && self.leads(id.step) {
+            if self.ending.is_some() {
+                // Who is still allowed to end elsewhere must not wait for it.
+                self.tell_as_lead(id.step, &Word::Withdrawn { invocation: id, attempt }, cx);
+            }
             self.steps[id.step as usize].invocations[id.item as usize].phase = Phase::Waiting;
             self.closing.push(Ask::Settled(id.step));
             return self.agenda.push(Ask::Ready(id.step, id.item));
