@@ -2,7 +2,9 @@
 
 use crate::native;
 use anyhow::{Context, Result, bail, ensure};
-use dflow_control::node::{Given, Journal, Node, NodeConfig, ObjectView, OutputValue, RunSpec, RunView};
+use dflow_control::node::{
+    Given, Journal, Node, NodeConfig, ObjectView, OutputValue, RunSpec, RunView, Spread,
+};
 use dflow_control::workflow::{self, Workflow};
 use dflow_core::graph::StartPolicy;
 use std::path::Path;
@@ -50,7 +52,7 @@ impl Bench {
         start: Option<StartPolicy>,
     ) -> Result<Done> {
         let inputs = inputs.iter().map(|(name, given)| ((*name).to_string(), given.clone())).collect();
-        let spec = RunSpec { workflow: workflow.clone(), inputs, start };
+        let spec = RunSpec { workflow: workflow.clone(), inputs, start, spread: Spread::Auto };
         let submitted_ns = crate::machine::now_ns();
         let begun = Instant::now();
         let handle = self.node.submit(spec)?;

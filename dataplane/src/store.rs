@@ -208,6 +208,11 @@ impl LocalStore {
         Ok(extent)
     }
 
+    /// [`Store::owns`].
+    pub fn owns(&self, owner: Owner, extent: Extent) -> bool {
+        self.core.owns(owner, extent)
+    }
+
     /// [`Store::hold`].
     pub fn hold(&mut self, extent: Extent) -> Option<Hold> {
         self.core.hold(extent)

@@ -2,7 +2,7 @@
 
 use super::stats::Random;
 use super::{Load, Subject};
-use crate::node::{Journal, Node, OutputValue, RunSpec, RunView, What};
+use crate::node::{Journal, Node, OutputValue, RunSpec, RunView, Spread, What};
 use dflow_core::graph::StartPolicy;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -128,7 +128,12 @@ impl Driver<'_> {
 
     fn run(&self, subject: usize, due: Instant, traced: bool) -> Result<Sample, String> {
         let Subject { workflow, inputs, .. } = &self.subjects[subject];
-        let spec = RunSpec { workflow: workflow.clone(), inputs: inputs.clone(), start: self.start };
+        let spec = RunSpec {
+            workflow: workflow.clone(),
+            inputs: inputs.clone(),
+            start: self.start,
+            spread: Spread::Auto,
+        };
         let handle = self.node.submit(spec).map_err(|e| e.to_string())?;
         let result = match handle.wait(Some(self.patience)) {
             Some(result) => result,

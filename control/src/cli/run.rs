@@ -6,7 +6,7 @@ use super::live::{Live, bytes_text, state_word};
 use super::open::open;
 use super::results;
 use crate::history::{Facts, Printed, graph_facts, input_facts, new_run_name};
-use crate::node::{Given, Node, NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec};
+use crate::node::{Given, Node, NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec, Spread};
 use crate::workflow::{self, Workflow};
 use dflow_core::graph::StartPolicy;
 use dflow_core::scheduler::RunError;
@@ -132,7 +132,12 @@ pub(super) fn run(args: &RunArgs) -> Exit {
             return Exit::Environment;
         }
     };
-    let spec = RunSpec { workflow: workflow.clone(), inputs: inputs.clone(), start: args.start };
+    let spec = RunSpec {
+        workflow: workflow.clone(),
+        inputs: inputs.clone(),
+        start: args.start,
+        spread: Spread::Auto,
+    };
     let code = match node.submit(spec) {
         Ok(handle) => {
             let about = About { workflow: &workflow, inputs: &inputs, config: &config };

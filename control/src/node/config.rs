@@ -1,6 +1,7 @@
 //! What a node is told when it starts.
 
 use super::baseline::{Baseline, Overlaps};
+use super::cluster::ClusterConfig;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,6 +38,8 @@ pub struct NodeConfig {
     pub overlaps: Overlaps,
     /// The system that is imitated instead; for measurements.
     pub baseline: Option<Arc<Baseline>>,
+    /// The cluster this node belongs to; `None`: it is alone.
+    pub cluster: Option<ClusterConfig>,
     /// Where `dflow-zygote`, `libdflow.so` and the Python package lie.
     pub libexec: Libexec,
 }
@@ -61,6 +64,7 @@ impl Default for NodeConfig {
             load_timeout_s: 60,
             overlaps: Overlaps::ALL,
             baseline: None,
+            cluster: None,
             libexec: Libexec::find(),
         }
     }

@@ -1,5 +1,6 @@
 //! What can go wrong with a node, a submission, a run.
 
+use super::cluster::ClusterError;
 use crate::workflow::InputError;
 use dflow_core::scheduler::RunError;
 use dflow_proto::store::StoreError;
@@ -31,6 +32,12 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The cluster as it is configured.
+    #[error("{0}")]
+    Cluster(#[from] ClusterError),
+    /// The network.
+    #[error("cannot open the network between nodes: {0}")]
+    Network(#[from] dflow_dataplane::transport::OpenError),
     /// Anything else of the operating system.
     #[error("cannot {what}: {source}")]
     System {
@@ -64,6 +71,28 @@ pub enum SubmitError {
         name: String,
         /// Why.
         source: StoreError,
+    },
+    /// It cannot be spread as asked.
+    #[error("the run cannot be spread over nodes: {why}")]
+    Spread {
+        /// Why, and what to do.
+        why: String,
+    },
+    /// A node cannot take part.
+    #[error("node {node} cannot take part in the run: {why}")]
+    Refused {
+        /// Its name.
+        node: String,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// A node does not answer.
+    #[error("node {node} has not answered for {waited_ms} ms; look at it, or leave it out of the run")]
+    Silent {
+        /// Its name.
+        node: String,
+        /// How long it was waited for.
+        waited_ms: u64,
     },
     /// The node has been shut down.
     #[error("the node has been shut down")]

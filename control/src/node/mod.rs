@@ -10,10 +10,12 @@
 //! ```
 
 mod baseline;
+mod cluster;
 mod config;
 mod engine;
 mod error;
 mod logs;
+mod net;
 mod object;
 mod pool;
 mod remote;
@@ -24,12 +26,13 @@ mod view;
 mod watchdog;
 
 pub use baseline::{Baseline, Crossing, Overlaps, Traffic};
+pub use cluster::{ClusterConfig, ClusterError, NODE_MAX, PeerConfig, Spread};
 pub use config::{Libexec, NodeConfig};
 pub use error::{RunFailure, StartError, SubmitError};
 pub use logs::{LogLine, LogLines};
 pub use object::{ObjectView, OutputValue};
 pub use stage::{InputWriter, OpenRun};
-pub use view::{Failed, Journal, PoolView, Record, RunView, StepView, Watch, What};
+pub use view::{Failed, Journal, Nodes, PeerView, PoolView, Record, RunView, StepView, Watch, What};
 
 use crate::workflow::Workflow;
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
@@ -38,6 +41,7 @@ use dflow_core::scheduler::Load;
 use dflow_proto::RunId;
 use dflow_proto::store::{Listed, Stats};
 use engine::{Request, Requests};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -52,6 +56,8 @@ pub struct RunSpec {
     pub inputs: Vec<(String, Given)>,
     /// Overrides the start policy of every step.
     pub start: Option<StartPolicy>,
+    /// Over which nodes of the cluster it is spread.
+    pub spread: Spread,
 }
 
 /// The value of an input.
@@ -75,6 +81,7 @@ pub type Done = Box<dyn FnOnce(RunResult) -> bool + Send>;
 /// A node in this process. Dropping it ends its runs and its function processes.
 pub struct Node {
     requests: Requests,
+    address: Option<SocketAddr>,
     logs: LogLines,
     thread: Option<JoinHandle<()>>,
 }
@@ -110,8 +117,8 @@ impl Node {
         if let Some(path) = config.libexec.missing() {
             return Err(StartError::Missing { path: path.into() });
         }
-        let (requests, logs, thread) = engine::start(config)?;
-        Ok(Node { requests, logs, thread: Some(thread) })
+        let (requests, address, logs, thread) = engine::start(config)?;
+        Ok(Node { requests, address, logs, thread: Some(thread) })
     }
 
     /// Begins a run. Inputs are checked against their types and put into the store by the calling
@@ -135,6 +142,7 @@ impl Node {
         for (index, data) in data.iter().enumerate() {
             open.write(index, data)?;
         }
+        open.spread(spec.spread);
         open.begin(spec.start, done)
     }
 
@@ -184,6 +192,25 @@ impl Node {
     pub fn cool(&self) -> bool {
         let (reply, done) = bounded(1);
         self.requests.send(Request::Cool { reply }).is_ok() && done.recv().is_ok()
+    }
+
+    /// Every node of the cluster that is known, this one first; empty if it belongs to none, `None` if the
+    /// engine is gone.
+    pub fn peers(&self) -> Option<Vec<PeerView>> {
+        let (reply, peers) = bounded(1);
+        self.requests.send(Request::Peers { reply }).ok()?;
+        peers.recv().ok()
+    }
+
+    /// Makes another node of the cluster known, or gives it another address.
+    pub fn add_peer(&self, peer: PeerConfig) {
+        // A node that is gone needs no peers.
+        let _ = self.requests.send(Request::Peer(peer));
+    }
+
+    /// Where other nodes reach this one; `None` if it belongs to no cluster.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 
     /// Ends all runs and function processes and waits until they are gone.

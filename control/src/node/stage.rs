@@ -1,8 +1,8 @@
 //! Putting a run's inputs into the store, by the thread that submits it.
 
-use super::engine::{Request, Requests};
+use super::engine::{Request, Requests, Submission};
 use super::error::SubmitError;
-use super::{Done, Given, RunSpec, Watch};
+use super::{Done, Given, RunSpec, Spread, Watch};
 use crate::workflow::{InputArg, InputData, InputError, InputSpec, Workflow};
 use crossbeam::channel::bounded;
 use dflow_core::graph::StartPolicy;
@@ -34,6 +34,7 @@ pub struct OpenRun {
     run: RunId,
     /// By index of the input.
     inputs: Vec<Option<Extent>>,
+    spread: Spread,
     begun: bool,
 }
 
@@ -68,7 +69,7 @@ impl OpenRun {
         requests.send(Request::Open { reply })?;
         let run = run.recv().map_err(|_| SubmitError::NodeGone)?;
         let inputs = vec![None; workflow.inputs.len()];
-        Ok(OpenRun { requests, workflow, run, inputs, begun: false })
+        Ok(OpenRun { requests, workflow, run, inputs, spread: Spread::default(), begun: false })
     }
 
     /// The run's id.
@@ -124,10 +125,16 @@ impl OpenRun {
         self.inputs[writer.index] = Some(writer.extent);
     }
 
+    /// Over which nodes of the cluster it is to be spread; as [`Spread::Auto`] does unless this is called.
+    pub fn spread(&mut self, spread: Spread) {
+        self.spread = spread;
+    }
+
     /// Begins the run. Inputs that were not given take their defaults.
     ///
     /// # Errors
-    /// When an input without default was not given, or the store cannot take one.
+    /// When an input without default was not given, the store cannot take one, or a node that is to take part
+    /// cannot.
     pub fn begin(mut self, start: Option<StartPolicy>, done: Done) -> Result<Watch, SubmitError> {
         for index in 0..self.inputs.len() {
             if self.inputs[index].is_none() {
@@ -137,15 +144,16 @@ impl OpenRun {
         }
         let inputs = self.inputs.iter().flatten().copied().collect();
         let (reply, accepted) = bounded(1);
-        self.requests.send(Request::Submit {
+        self.requests.send(Request::Submit(Submission {
             workflow: self.workflow.clone(),
             start,
+            spread: std::mem::take(&mut self.spread),
             staged: Staged { run: self.run, inputs },
             done,
             reply,
-        })?;
+        }))?;
         self.begun = true;
-        accepted.recv().map_err(|_| SubmitError::NodeGone)
+        accepted.recv().map_err(|_| SubmitError::NodeGone)?
     }
 
     fn index(&self, name: &str) -> Result<usize, SubmitError> {

@@ -3,8 +3,10 @@
 //! The engine writes both as it applies events; readers take snapshots. Nothing here decides.
 
 use dflow_core::graph::Graph;
+use dflow_core::placement::Placement;
 use dflow_proto::link::{Times, Wait};
 use dflow_proto::{InvocationId, RunId, Tick};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -95,8 +97,42 @@ pub struct PoolView {
     pub queued: u32,
 }
 
+/// A node of the cluster, as this one knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerView {
+    /// Its number.
+    pub node: u64,
+    /// Its name.
+    pub name: String,
+    /// It is connected.
+    pub up: bool,
+    /// CPU tokens in thousandths of a core; 0 if it has not said.
+    pub cpu_milli: u32,
+    /// Invocations that may exist there at one time.
+    pub slots: u32,
+    /// Memory of its store.
+    pub store_bytes: u64,
+}
+
+/// Which node executes what of a run.
+#[derive(Clone, Debug)]
+pub struct Nodes {
+    /// Their names by their number in the placement; the home is the first.
+    pub names: Vec<String>,
+    /// Where each step lies.
+    pub placement: Arc<Placement>,
+}
+
+impl Nodes {
+    /// The name of the node that executes an invocation.
+    pub fn of(&self, invocation: InvocationId) -> Option<&str> {
+        let place = self.placement.steps.get(invocation.step as usize)?;
+        self.names.get(usize::from(place.host(invocation.item))).map(String::as_str)
+    }
+}
+
 /// Something that happened in a run.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// When.
     pub at: Tick,
@@ -109,7 +145,7 @@ pub struct Record {
 }
 
 /// Kinds of [`Record`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum What {
     /// The scheduler started the attempt (`early`: some input was incomplete).
     Started {
@@ -162,7 +198,7 @@ pub enum What {
 }
 
 /// An attempt that failed, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
     /// When the scheduler decided what follows.
     pub at: Tick,
@@ -193,6 +229,7 @@ pub struct Watch {
     /// The run.
     pub run: RunId,
     state: Arc<Mutex<(RunView, Journal)>>,
+    nodes: Option<Arc<Nodes>>,
     /// Whether records are kept; the view is kept in any case.
     journal: bool,
 }
@@ -203,7 +240,7 @@ impl Watch {
         let steps =
             graph.steps.iter().map(|s| StepView { name: s.name.clone(), ..StepView::default() }).collect();
         let view = RunView { steps, submitted: now, ended: None };
-        Watch { run, state: Arc::new(Mutex::new((view, Journal::default()))), journal }
+        Watch { run, state: Arc::new(Mutex::new((view, Journal::default()))), nodes: None, journal }
     }
 
     /// The state now.
@@ -211,9 +248,24 @@ impl Watch {
         self.lock().0.clone()
     }
 
+    /// The same, over several nodes.
+    pub(crate) fn over(self, nodes: Nodes) -> Self {
+        Watch { nodes: Some(Arc::new(nodes)), ..self }
+    }
+
+    /// The nodes that the run is spread over; `None` if it lies on one.
+    pub fn nodes(&self) -> Option<&Nodes> {
+        self.nodes.as_deref()
+    }
+
     /// Takes the journal out; meant for after the run's end. Empty if the node keeps none.
     pub fn take_journal(&self) -> Journal {
-        std::mem::take(&mut self.lock().1)
+        let mut journal = std::mem::take(&mut self.lock().1);
+        if self.nodes.is_some() {
+            // Other nodes tell later what happened.
+            journal.records.sort_by_key(|record| record.at);
+        }
+        journal
     }
 
     pub(crate) fn step(&self, step: u32, change: impl FnOnce(&mut StepView)) {

@@ -76,7 +76,7 @@ pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Workflow, Report> {
     let failed = d.failed();
     let report = d.finish();
     match workflow {
-        Some(workflow) if !failed => Ok(Workflow { warnings: report, ..workflow }),
+        Some(workflow) if !failed => Ok(Workflow { warnings: report, text: text.into(), ..workflow }),
         _ => Err(report),
     }
 }
@@ -146,6 +146,7 @@ fn document(d: &mut Diagnostics<'_>, root: &Node, file: &str, dir: &Path) -> Opt
         steps: step_specs,
         outputs,
         priority,
+        text: Arc::from(""),
         file: file.to_owned(),
         source_dir: dir.to_owned(),
         warnings: Report::default(),

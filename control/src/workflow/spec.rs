@@ -43,6 +43,8 @@ pub struct Workflow {
     pub outputs: Vec<OutputSpec>,
     /// `policy.priority`: runs of higher priority go first. From 0 to 100, 50 unless set.
     pub priority: u8,
+    /// What was read: what another node must be given to read the same.
+    pub text: Arc<str>,
     /// The file's name as given, for messages.
     pub file: String,
     /// The directory that relative paths in the file are relative to.

@@ -23,6 +23,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Messages of a connection that is about to open: more than a peer says in the time that takes.
+const EARLY_MAX: usize = 1024;
+
 /// Memory for an object that comes from elsewhere.
 #[derive(Clone)]
 pub struct Landing {
@@ -56,6 +59,8 @@ pub struct Mover<T: Transport> {
     peers: BTreeMap<NodeId, Peer>,
     /// Who is at the other end.
     connections: BTreeMap<ConnectionId, NodeId>,
+    /// What came over connections that are open for the peer and not yet for this end.
+    early: BTreeMap<ConnectionId, Vec<Vec<u8>>>,
     regions: BTreeMap<SegmentId, Region>,
     landings: BTreeMap<ObjectKey, (u32, Landing)>,
     ops: BTreeMap<Ticket, OpId>,
@@ -90,6 +95,7 @@ impl<T: Transport> Mover<T> {
             holdings: Holdings::default(),
             peers: BTreeMap::new(),
             connections: BTreeMap::new(),
+            early: BTreeMap::new(),
             regions: BTreeMap::new(),
             landings: BTreeMap::new(),
             ops: BTreeMap::new(),
@@ -143,6 +149,11 @@ impl<T: Transport> Mover<T> {
         for key in self.holdings.lose(node) {
             self.released(key);
         }
+    }
+
+    /// The region of a registered segment.
+    pub fn region(&self, segment: SegmentId) -> Option<Region> {
+        self.regions.get(&segment).copied()
     }
 
     /// The segment's memory goes: nobody may read or land there any more.
@@ -401,18 +412,26 @@ impl<T: Transport> Mover<T> {
         match event {
             Heard::Connected { connection, node, epoch, .. } => self.connected(connection, node, epoch),
             Heard::Disconnected { connection, why } => self.disconnected(connection, why),
-            Heard::Message { connection, bytes } => {
-                let Some(node) = self.connections.get(&connection).copied() else { return };
-                match notice::decode(&bytes) {
-                    Ok(notices) => {
-                        for notice in notices {
-                            self.told(connection, node, notice);
-                        }
+            Heard::Message { connection, bytes } => match self.connections.get(&connection) {
+                Some(node) => self.read(connection, *node, &bytes),
+                None => {
+                    let early = self.early.entry(connection).or_default();
+                    early.push(bytes);
+                    if early.len() > EARLY_MAX {
+                        self.early.remove(&connection);
+                        self.transport.close(connection);
                     }
-                    Err(error) => self.garbles(connection, node, error),
                 }
-            }
+            },
             Heard::Completed(completion) => self.completed(completion),
+        }
+    }
+
+    /// A message of an open connection.
+    fn read(&mut self, connection: ConnectionId, node: NodeId, bytes: &[u8]) {
+        match notice::decode(bytes) {
+            Ok(notices) => notices.into_iter().for_each(|notice| self.told(connection, node, notice)),
+            Err(error) => self.garbles(connection, node, error),
         }
     }
 

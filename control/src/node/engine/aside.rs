@@ -74,6 +74,13 @@ impl Engine {
         attempt.aside.withheld.push(event);
     }
 
+    /// An object exists at least in part, on another node.
+    pub(super) fn note_begun(&mut self, put: Put) {
+        if !(self.config.overlaps.fan_in && self.config.overlaps.hand_over) {
+            self.holds.begun.insert((put.key, put.attempt));
+        }
+    }
+
     /// The scheduler is to hear of the attempt's outputs before it hears of the end.
     pub(super) fn tell_withheld(&mut self, aside: Aside) {
         self.events.extend(aside.withheld);

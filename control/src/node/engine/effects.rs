@@ -24,8 +24,12 @@ impl Engine {
                 self.dirty.insert((run, invocation, input), after);
             }
             Effect::Stop { run, invocation, attempt, why } => self.stop(run, invocation, attempt, why),
-            Effect::Release(key) => drop(self.store.release(key)),
-            Effect::Tell { .. } | Effect::Publish { .. } => unreachable!("all runs lie on this node alone"),
+            Effect::Release(key) => {
+                self.unpublish(key);
+                self.store.release(key);
+            }
+            Effect::Tell { run, to, word } => self.tell_node(run, to, word),
+            Effect::Publish { key, attempt, to } => self.publish(key, attempt, to),
             Effect::Note { run, note } => self.note(run, &note),
             Effect::RunEnded { run, result } => self.end_run(run, result),
         }
@@ -59,6 +63,8 @@ impl Engine {
         }
         tracing::debug!(?run, ?invocation, attempt, ?why, "stop");
         match state.phase {
+            // The scheduler stops only what it has started here.
+            Phase::Elsewhere => {}
             Phase::Running(worker) => {
                 state.stopping = true;
                 self.pools.kill(worker);
@@ -89,6 +95,9 @@ impl Engine {
             }
             watch.record(Record { at, invocation, attempt, what: What::Ended { ok, times: state.times } });
         }
+        if !ok {
+            self.stop_growing(Owner { run, invocation, attempt });
+        }
         self.retired.push((Owner { run, invocation, attempt }, ok, state));
         self.events.push_back(Event::Ended { run, invocation, attempt, outcome });
     }
@@ -117,6 +126,7 @@ impl Engine {
     }
 
     fn note(&mut self, run: RunId, note: &Note) {
+        self.note_for_home(run, note);
         let Some(RunState { watch, .. }) = self.runs.get(&run) else { return };
         match note {
             Note::Expanded { step, items, .. } => watch.step(*step, |s| s.items = Some(*items)),
@@ -139,7 +149,17 @@ impl Engine {
         let now = self.now();
         if let Some(state) = self.runs.get(&run) {
             state.watch.end(now);
-            self.deliver(run, result);
+            match state.shared.as_ref().map(|shared| shared.is_home()) {
+                Some(false) => {
+                    self.tell_home(run);
+                    self.forgotten.push(run);
+                }
+                Some(true) => {
+                    self.forget_shared(run);
+                    self.deliver(run, result);
+                }
+                None => self.deliver(run, result),
+            }
         }
     }
 }

@@ -368,18 +368,24 @@ impl Engine {
                     }
                     self.pools.kill(worker);
                 }
+                Phase::Elsewhere => {}
                 Phase::Memory(_) | Phase::Worker => self.fail(run, invocation, "StoreFull", message),
             }
         }
+    }
+
+    /// The attempts of a run.
+    pub(super) fn jobs_of(&self, run: RunId) -> impl Iterator<Item = (&Job, &Attempt)> {
+        let from = (run, InvocationId { step: 0, item: 0 });
+        let to = (run, InvocationId { step: u32::MAX, item: u32::MAX });
+        self.attempts.range(from..=to)
     }
 
     /// Looks at all tables of a run again.
     pub(super) fn relink_run(&mut self, run: RunId) {
         let linked =
             |(job, attempt): (&Job, &Attempt)| attempt.table.as_ref().map(|t| (job.1, t.values.len()));
-        let from = (run, InvocationId { step: 0, item: 0 });
-        let to = (run, InvocationId { step: u32::MAX, item: u32::MAX });
-        let jobs: Vec<_> = self.attempts.range(from..=to).filter_map(linked).collect();
+        let jobs: Vec<_> = self.jobs_of(run).filter_map(linked).collect();
         for (invocation, inputs) in jobs {
             (0..inputs).for_each(|input| self.relink(run, invocation, input as u16));
         }

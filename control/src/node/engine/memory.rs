@@ -16,6 +16,8 @@ use dflow_proto::{ObjectKey, RunId, WorkerId};
 
 /// How long nothing may move before a waiting reservation is refused.
 const STALL_US: u64 = 1_000_000;
+/// The same where what other nodes do may give memory back.
+const SHARED_STALL_US: u64 = 10_000_000;
 
 /// Who waits for memory.
 pub(super) enum Waiter {
@@ -25,6 +27,10 @@ pub(super) enum Waiter {
     Worker { worker: WorkerId, ticket: u32 },
     /// What a strict function has sealed.
     Copy { owner: Owner, key: ObjectKey, from: Extent },
+    /// An object of another node's.
+    Arrival(ObjectKey),
+    /// A small one, which came with its bytes.
+    Value { key: ObjectKey, owner: Owner, bytes: Vec<u8> },
     /// A program that submits a run.
     Stage { reply: Sender<StageGrant> },
 }
@@ -121,7 +127,10 @@ impl Engine {
                         self.store.grown(segment, file);
                     }
                 }
-                StoreEvent::Gone { segment } => self.pools.hide_segment(segment),
+                StoreEvent::Gone { segment } => {
+                    self.hide_from_net(segment);
+                    self.pools.hide_segment(segment);
+                }
             }
         }
         any
@@ -136,6 +145,8 @@ impl Engine {
             }
             Some(Waiter::Worker { worker, ticket }) => self.grant(worker, ticket, extent),
             Some(Waiter::Copy { owner, key, from }) => self.copy_later(owner, key, from, extent),
+            Some(Waiter::Arrival(key)) => self.landing_granted(key, extent),
+            Some(Waiter::Value { key, owner, bytes }) => self.value_lands(key, owner, extent, &bytes),
             Some(Waiter::Stage { reply }) => self.staged(extent, &reply),
             None => {}
         }
@@ -152,6 +163,8 @@ impl Engine {
             Some(Waiter::Copy { owner, .. }) => {
                 self.fail(owner.run, owner.invocation, "StoreFull", error.to_string());
             }
+            Some(Waiter::Arrival(key)) => self.landing_refused(key, &error),
+            Some(Waiter::Value { key, owner, .. }) => self.no_room(key, owner.attempt, &error),
             Some(Waiter::Stage { reply }) => drop(reply.send(Err(error))),
             None => {}
         }
@@ -179,7 +192,8 @@ impl Engine {
         }
         let now = self.now();
         let since = *self.stalled_since.get_or_insert(now);
-        now.since_us(since) >= STALL_US && self.store.stalled()
+        let patience = if self.awaits_others() { SHARED_STALL_US } else { STALL_US };
+        now.since_us(since) >= patience && self.store.stalled()
     }
 
     /// A copy of the bytes of a sealed object in memory. Nothing can move it before this call

@@ -4,6 +4,7 @@
 //! `turn`, in a fixed order: requests, function processes, clock, then events until none is left.
 
 mod aside;
+mod cluster;
 mod dispatch;
 mod effects;
 mod inputs;
@@ -13,18 +14,18 @@ mod runs;
 mod strict;
 mod values;
 
+use super::cluster::PeerConfig;
 use super::config::NodeConfig;
 use super::error::StartError;
 use super::logs::{LogLines, Logs};
 use super::pool::{PoolId, Pools};
 use super::remote::Remote;
 use super::spill::Spiller;
-use super::view::{PoolView, Watch};
+use super::view::{PeerView, PoolView, Watch};
 use super::watchdog::Watchdog;
 use super::{Done, NodeStats};
 use crate::workflow::Workflow;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
-use dflow_core::graph::StartPolicy;
 use dflow_core::scheduler::{Capacity, Effect, Event, Outcome, Scheduler};
 use dflow_dataplane::LocalStore;
 use dflow_proto::ids::Extent;
@@ -34,12 +35,15 @@ use dflow_proto::{InvocationId, RunId, SegmentId, Tick, WorkerId};
 use dflow_shm::page::PageNode;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::stage::{StageGrant, Staged};
+use super::stage::StageGrant;
+pub(super) use cluster::Submission;
+use cluster::{Cluster, Shared, StandIn};
 use memory::Waiter;
 
 /// Requests that may queue; a program that submits faster than the engine takes is held back.
@@ -56,13 +60,11 @@ pub(super) enum Request {
     /// Memory for one input of an opened run.
     Stage { run: RunId, bytes: u64, file: bool, reply: Sender<StageGrant> },
     /// Begin an opened run.
-    Submit {
-        workflow: Arc<Workflow>,
-        start: Option<StartPolicy>,
-        staged: Staged,
-        done: Done,
-        reply: Sender<Watch>,
-    },
+    Submit(Submission),
+    /// Another node of the cluster.
+    Peer(PeerConfig),
+    /// All nodes of the cluster.
+    Peers { reply: Sender<Vec<PeerView>> },
     /// Forget an opened run that could not begin, or the outputs of one that has ended.
     Forget { run: RunId },
     /// End a run.
@@ -125,6 +127,8 @@ struct RunState {
     done: Option<Done>,
     /// Leases of outputs that the program still looks at.
     outputs: Vec<Lease>,
+    /// Its other nodes; `None` if it lies here alone.
+    shared: Option<Box<Shared>>,
 }
 
 /// One attempt between its start and its end.
@@ -157,6 +161,8 @@ struct Attempt {
     copies: u32,
     finish: Option<Outcome>,
     aside: aside::Aside,
+    /// Of an attempt that another node executes.
+    stand_in: Option<Box<StandIn>>,
 }
 
 /// What an attempt waits for.
@@ -168,6 +174,8 @@ enum Phase {
     Worker,
     /// Its end.
     Running(WorkerId),
+    /// What another node, which executes it, makes known.
+    Elsewhere,
 }
 
 impl Attempt {
@@ -180,6 +188,7 @@ impl Attempt {
             copies: 0,
             finish: None,
             aside: aside::Aside::default(),
+            stand_in: None,
             phase: Phase::Worker,
             cold: false,
             stopping: false,
@@ -206,6 +215,8 @@ struct Engine {
     /// Where a baseline keeps objects.
     remote: Option<Remote>,
     holds: aside::Holds,
+    /// Other nodes; `None` if there are none.
+    cluster: Option<Box<Cluster>>,
     runs: BTreeMap<RunId, RunState>,
     attempts: BTreeMap<(RunId, InvocationId), Attempt>,
     /// Who waits for which reservation.
@@ -236,7 +247,9 @@ struct Engine {
 }
 
 /// Starts the engine thread.
-pub(super) fn start(config: NodeConfig) -> Result<(Requests, LogLines, JoinHandle<()>), StartError> {
+pub(super) fn start(
+    config: NodeConfig,
+) -> Result<(Requests, Option<SocketAddr>, LogLines, JoinHandle<()>), StartError> {
     let system = |what| move |source: std::io::Error| StartError::System { what, source };
     let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|e| system("make an eventfd")(e.into()))?;
@@ -251,12 +264,16 @@ pub(super) fn start(config: NodeConfig) -> Result<(Requests, LogLines, JoinHandl
         let _ = own.send(Request::OverMemory { worker, used_bytes, limit_bytes });
     })
     .map_err(system("start the watchdog thread"))?;
+    if let Some(cluster) = &config.cluster {
+        cluster.check()?;
+    }
     let engine = Engine::new(config, sender.clone(), requests, logs, watchdog)?;
+    let address = engine.cluster.as_ref().and_then(|cluster| cluster.net.address);
     let thread = std::thread::Builder::new()
         .name("dflow-engine".into())
         .spawn(move || engine.run())
         .map_err(system("start the engine thread"))?;
-    Ok((sender, lines, thread))
+    Ok((sender, address, lines, thread))
 }
 
 impl Engine {
@@ -281,6 +298,11 @@ impl Engine {
         let remote = config.baseline.clone().map(|baseline| Remote::start(baseline, &sender)).transpose();
         let remote = remote
             .map_err(|source| StartError::System { what: "start the threads of a baseline", source })?;
+        let cluster = config.cluster.clone().map(|cluster| {
+            Cluster::start(cluster, store.arena().map().clone(), sender.doorbell.clone()).map(Box::new)
+        });
+        let cluster = cluster.transpose()?;
+        let next_run = config.cluster.as_ref().map_or(1, |cluster| cluster.first_run());
         let pools = Pools::new(&config, store.arena(), &epoll, sender.doorbell.clone(), logs.clone())?;
         Ok(Engine {
             scheduler: Scheduler::new(Capacity { cpu_milli: config.cpu_milli, slots: config.slots }),
@@ -290,6 +312,7 @@ impl Engine {
             spiller,
             remote,
             holds: aside::Holds::default(),
+            cluster,
             runs: BTreeMap::new(),
             attempts: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -307,7 +330,7 @@ impl Engine {
             logs,
             watchdog,
             stalled_since: None,
-            next_run: 1,
+            next_run,
             tokens_wanted: false,
             stop: false,
             config,
@@ -332,20 +355,21 @@ impl Engine {
         ready.clear();
         let spin_until = Instant::now() + Duration::from_micros(u64::from(self.config.engine_spin_us));
         while Instant::now() < spin_until {
-            if self.pools.any_report() || !self.requests.is_empty() {
+            if self.pools.any_report() || !self.requests.is_empty() || self.net_waits() {
                 return;
             }
             std::hint::spin_loop();
         }
         let deadlines =
             [self.scheduler.deadline(), self.pools.deadline(), self.dirty.values().copied().min()];
-        let deadline = deadlines.into_iter().flatten().min();
+        let net = self.cluster.as_ref().and_then(|cluster| cluster.deadline());
+        let deadline = deadlines.into_iter().flatten().chain(net).min();
         let sleep =
             deadline.map_or(SLEEP_MAX, |d| Duration::from_micros(d.since_us(self.now()))).min(SLEEP_MAX);
         // Workers ring only a sleeper. Having said that it sleeps, the engine must look once more:
         // what was pushed before the word was seen has rung no bell.
         self.pools.node_page().sleep();
-        let idle = !self.pools.any_report() && self.requests.is_empty();
+        let idle = !self.pools.any_report() && self.requests.is_empty() && !self.net_waits();
         let timeout = if idle { sleep } else { Duration::ZERO };
         let timeout = rustix::event::Timespec {
             tv_sec: timeout.as_secs() as i64,
@@ -376,6 +400,7 @@ impl Engine {
         }
         self.pools.tick(self.now());
         self.take_pool_events();
+        self.take_net_events();
         if self.scheduler.deadline().is_some_and(|d| d <= self.now()) {
             self.events.push_back(Event::Wake);
         }
@@ -387,17 +412,23 @@ impl Engine {
         loop {
             if let Some(event) = self.events.pop_front() {
                 let mut effects = std::mem::take(&mut self.effects);
+                let begins =
+                    matches!(event, Event::Submit { part: Some(_), .. }).then(|| event.run()).flatten();
                 self.scheduler.handle(self.now(), event, &mut effects);
                 for effect in effects.drain(..) {
                     self.apply(effect);
                 }
                 self.effects = effects;
+                if let Some(run) = begins {
+                    self.tell_to_begin(run);
+                }
                 self.news();
             } else if let Some(run) = self.forgotten.pop() {
                 self.forget(run);
             } else if !self.freshen()
                 && !self.release_held()
                 && !self.take_apart()
+                && !self.take_in_late()
                 && !self.take_store_effects()
                 && !self.take_pool_events()
                 && !self.relieve()
@@ -405,6 +436,7 @@ impl Engine {
                 break;
             }
         }
+        self.flush_words();
         self.want_tokens(self.scheduler.load().ready > 0);
     }
 
@@ -441,10 +473,9 @@ impl Engine {
                 let _ = reply.send(run);
             }
             Request::Stage { run, bytes, file, reply } => self.stage(run, bytes, file, reply),
-            Request::Submit { workflow, start, staged, done, reply } => {
-                let watch = self.submit(workflow, start, staged, done);
-                let _ = reply.send(watch);
-            }
+            Request::Submit(submission) => self.submit_over(submission),
+            Request::Peer(peer) => self.add_peer(peer),
+            Request::Peers { reply } => drop(reply.send(self.peer_views())),
             Request::Forget { run } => self.forget(run),
             Request::Cancel { run, reason } => self.events.push_back(Event::Cancel { run, reason }),
             Request::OverMemory { worker, used_bytes, limit_bytes } => {

@@ -120,6 +120,7 @@ impl Engine {
         self.share_segment(extent, (key.run, key.invocation));
         self.store.seal(key, owner, extent).map_err(|e| e.to_string())?;
         self.lease_for_readers((key.run, key.invocation), key);
+        self.sealed_here(key, extent.bytes);
         if let Some(state) = self.runs.get_mut(&key.run) {
             let wrote = &mut state.wrote[key.invocation.step as usize];
             *wrote = (*wrote).max(extent.bytes);

@@ -1,5 +1,6 @@
 //! The life of a run as the engine sees it: submit, deliver, forget.
 
+use super::cluster::Shared;
 use super::values::Parked;
 use super::{Engine, Phase, RunState};
 use crate::node::Done;
@@ -10,10 +11,11 @@ use crate::node::stage::Staged;
 use crate::node::view::Watch;
 use crate::workflow::Workflow;
 use dflow_core::graph::{Source, StartPolicy, StepKind};
+use dflow_core::placement::Part;
 use dflow_core::scheduler::{Event, Resolved, RunError};
 use dflow_proto::store::{Leased, Owner};
 use dflow_proto::{ObjectKey, RunId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Why outputs were not handed over.
@@ -31,6 +33,7 @@ impl Engine {
         start: Option<StartPolicy>,
         Staged { run, inputs }: Staged,
         done: Done,
+        shared: Option<Box<Shared>>,
     ) -> Watch {
         for (index, extent) in inputs.into_iter().enumerate() {
             let key = ObjectKey::input(run, index as u16);
@@ -39,12 +42,43 @@ impl Engine {
                 unreachable!("an input's own grant was refused: {error}");
             }
         }
+        let journal = self.config.journal;
+        self.enter(run, workflow, start, Some(done), shared, journal)
+    }
+
+    /// Begins this node's part of a run that was submitted to another.
+    pub(super) fn take_part(
+        &mut self,
+        run: RunId,
+        workflow: Arc<Workflow>,
+        start: Option<StartPolicy>,
+        shared: Box<Shared>,
+    ) {
+        // What happens here is known at the home by the journal alone.
+        self.enter(run, workflow, start, None, Some(shared), true);
+        self.expect_tidings();
+    }
+
+    fn enter(
+        &mut self,
+        run: RunId,
+        workflow: Arc<Workflow>,
+        start: Option<StartPolicy>,
+        done: Option<Done>,
+        shared: Option<Box<Shared>>,
+        journal: bool,
+    ) -> Watch {
         // Imitated systems know nothing but control flow.
         let start = if self.remote.is_some() { Some(StartPolicy::AllReady) } else { start };
-        let watch = Watch::new(run, &workflow.graph, self.now(), self.config.journal);
+        let mut watch = Watch::new(run, &workflow.graph, self.now(), journal);
+        let mut part = None;
+        if let (Some(shared), Some(cluster)) = (&shared, &self.cluster) {
+            watch = watch.over(shared.view(cluster));
+            part = Some(shared.part());
+        }
         let pools: Vec<_> =
             workflow.functions.iter().map(|f| self.pools.find(f, &workflow.source_dir)).collect();
-        self.warm_first(&workflow, &pools);
+        self.warm_first(&workflow, &pools, part.as_ref());
         let steps = workflow.graph.steps.len();
         let graph = workflow.graph.clone();
         let state = RunState {
@@ -53,24 +87,29 @@ impl Engine {
             pools,
             lists: BTreeMap::new(),
             wrote: vec![0; steps],
-            done: Some(done),
+            done,
             outputs: Vec::new(),
+            shared,
         };
         self.runs.insert(run, state);
-        self.events.push_back(Event::Submit { run, graph, start, part: None });
+        self.events.push_back(Event::Submit { run, graph, start, part });
         watch
     }
 
     /// Loads the functions of the steps that need nothing but inputs, and keeps each pool's
     /// declared minimum, before the scheduler has said a word.
-    fn warm_first(&mut self, workflow: &Workflow, pools: &[crate::node::pool::PoolId]) {
+    fn warm_first(&mut self, workflow: &Workflow, pools: &[crate::node::pool::PoolId], part: Option<&Part>) {
         if !self.config.overlaps.cold_start {
             return;
         }
-        for (function, pool) in workflow.functions.iter().zip(pools) {
-            self.pools.warm(*pool, function.pool.min_warm);
+        let here = |index: usize| part.is_none_or(|p| p.placement.steps[index].hosts().contains(&p.me));
+        let steps = || workflow.graph.steps.iter().enumerate().filter(|(index, _)| here(*index));
+        let used: BTreeSet<u32> = steps().filter_map(|(_, step)| step.function()).collect();
+        for function in used {
+            let min_warm = workflow.functions[function as usize].pool.min_warm;
+            self.pools.warm(pools[function as usize], min_warm);
         }
-        for step in &workflow.graph.steps {
+        for (_, step) in steps() {
             let from_steps = |s: &Source| matches!(s, Source::Output { .. } | Source::Gather { .. });
             if let StepKind::Call(function) = step.kind
                 && !step.inputs.iter().any(|i| from_steps(&i.source))
@@ -165,6 +204,9 @@ impl Engine {
 
     /// The program has dropped the outputs, or never began the run: all of it goes.
     pub(super) fn forget(&mut self, run: RunId) {
+        if self.runs.get(&run).is_some_and(|state| state.shared.is_some()) {
+            self.forget_shared(run);
+        }
         if let Some(state) = self.runs.remove(&run) {
             for lease in state.outputs {
                 self.store.unlease(lease);

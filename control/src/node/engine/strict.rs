@@ -58,6 +58,7 @@ impl Engine {
         let done = done.and_then(|()| self.store.seal(key, owner, to).map_err(|e| e.to_string()).map(drop));
         match done {
             Ok(()) => {
+                self.sealed_here(key, from.bytes);
                 let put = Put { key, attempt: owner.attempt, bytes: from.bytes };
                 self.tell((owner.run, owner.invocation), Event::Sealed(put));
             }

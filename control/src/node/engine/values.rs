@@ -4,20 +4,23 @@ use super::Engine;
 use crate::node::view::{Record, What};
 use crate::workflow::{ValueType, element_bytes, list_elements};
 use dflow_core::graph::{Case, Source, StepIndex, StepKind};
+use dflow_core::placement::NodeIndex;
 use dflow_core::scheduler::{Event, Resolved};
 use dflow_proto::ids::Extent;
 use dflow_proto::limits::CONDITION_BYTES_MAX;
 use dflow_proto::store::{Lease, Leased};
-use dflow_proto::{InvocationId, RunId};
+use dflow_proto::{InvocationId, ObjectKey, RunId};
 use std::ops::Range;
 
 /// A question that waits until an object is back from disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Parked {
     /// `Effect::Evaluate`.
     Evaluate(RunId, StepIndex),
     /// `Effect::MeasureList`.
     Measure(RunId, StepIndex),
+    /// An object that others are to fetch.
+    Publish(ObjectKey, u32, Vec<NodeIndex>),
     /// The run has ended and its outputs are wanted.
     Deliver(RunId),
 }
@@ -130,6 +133,7 @@ impl Engine {
             match parked {
                 Parked::Evaluate(run, step) => self.evaluate(run, step),
                 Parked::Measure(run, step) => self.measure_list(run, step),
+                Parked::Publish(key, attempt, to) => self.publish_sealed(key, attempt, to),
                 Parked::Deliver(run) => self.deliver(run, Ok(())),
             }
         }

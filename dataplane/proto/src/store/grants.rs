@@ -108,6 +108,12 @@ impl Store {
         Some(Hold { segment, offset })
     }
 
+    /// Whether `extent` lies in memory that was granted to `owner` to write objects in.
+    pub fn owns(&self, owner: Owner, extent: Extent) -> bool {
+        let grant = self.grant_at(&extent).map(|key| &self.grants[&key]);
+        grant.is_some_and(|grant| grant.owner == owner && grant.purpose != Purpose::Table)
+    }
+
     /// Ends a hold.
     pub fn unhold(&mut self, hold: Hold, fx: &mut Effects) {
         let key = (hold.segment, hold.offset);

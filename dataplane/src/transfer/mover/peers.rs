@@ -78,6 +78,10 @@ impl<T: Transport> Mover<T> {
             self.found.push(Moved::Up { node, epoch });
             self.say_again(node);
         }
+        // The peer's end may have been open a little earlier.
+        for message in self.early.remove(&connection).unwrap_or_default() {
+            self.read(connection, node, &message);
+        }
     }
 
     /// What was said on a connection that is gone may not have been heard.
@@ -94,6 +98,7 @@ impl<T: Transport> Mover<T> {
 
     pub(super) fn disconnected(&mut self, connection: ConnectionId, why: Broken) {
         let now = self.transport.now();
+        self.early.remove(&connection);
         let known = self.connections.remove(&connection);
         let dialled = self.peers.iter().find(|(_, peer)| peer.dialling == Some(connection));
         let Some(node) = known.or(dialled.map(|(node, _)| *node)) else { return };

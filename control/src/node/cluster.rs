@@ -1,0 +1,202 @@
+//! What a node of a cluster is told, and how a run is spread over its nodes.
+
+use dflow_core::graph::Graph;
+use dflow_core::placement::{HOME, NodeIndex, Place, Placement};
+use dflow_dataplane::transport::{Backend, Epoch, NodeId, Secret};
+use std::net::SocketAddr;
+
+/// The highest number of a node: with it begin the names of all runs that are submitted there.
+pub const NODE_MAX: u64 = u16::MAX as u64;
+
+/// How much more of a foreach's items one node may be given than another.
+const SHARE_MAX: u32 = 64;
+
+/// A node's place in its cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// The cluster's name, 1 to 64 bytes: nodes of another are refused.
+    pub cluster: String,
+    /// Shared by its nodes; needed off loopback.
+    pub secret: Secret,
+    /// This node's number, 1 to [`NODE_MAX`], unlike that of any other.
+    pub node: NodeId,
+    /// Its name, for people.
+    pub name: String,
+    /// Its incarnation: larger at each start.
+    pub epoch: Epoch,
+    /// Where it accepts other nodes. Port 0 chooses one.
+    pub listen: SocketAddr,
+    /// The others, as far as known at the start.
+    pub peers: Vec<PeerConfig>,
+    /// What moves bytes between them.
+    pub backend: Backend,
+    /// Bulk streams of each connection.
+    pub lanes: u16,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where it accepts connections.
+    pub address: SocketAddr,
+}
+
+/// A cluster that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClusterError {
+    /// A number out of range.
+    #[error("node {name} has the number {have}; give it one from 1 to {NODE_MAX}")]
+    Number {
+        /// Whose.
+        name: String,
+        /// The number.
+        have: u64,
+    },
+    /// Two nodes that cannot be told apart.
+    #[error("nodes {one} and {other} have the same {what}: give each its own")]
+    Twice {
+        /// `number` or `name`.
+        what: &'static str,
+        /// One.
+        one: String,
+        /// And another.
+        other: String,
+    },
+}
+
+/// Over which nodes a run is spread.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Spread {
+    /// Over all that are connected, where it pays.
+    #[default]
+    Auto,
+    /// Nowhere: all of it here.
+    Home,
+    /// Over this node and the named ones.
+    Over(Vec<String>),
+    /// As told.
+    Given {
+        /// Names of the nodes by their number in the placement; the first is this node.
+        nodes: Vec<String>,
+        /// Where each step lies.
+        placement: Placement,
+    },
+}
+
+impl ClusterConfig {
+    /// A node that listens on `listen` and knows no other yet.
+    pub fn new(cluster: &str, node: NodeId, name: &str, epoch: Epoch, listen: SocketAddr) -> Self {
+        ClusterConfig {
+            cluster: cluster.into(),
+            secret: Secret::none(),
+            node,
+            name: name.into(),
+            epoch,
+            listen,
+            peers: Vec::new(),
+            backend: Backend::Auto,
+            lanes: 2,
+        }
+    }
+
+    /// Refuses nodes that cannot be told apart.
+    ///
+    /// # Errors
+    /// What is wrong, and with which nodes.
+    pub fn check(&self) -> Result<(), ClusterError> {
+        let own = (self.node, self.name.as_str());
+        let nodes: Vec<_> = self.peers.iter().map(|p| (p.node, p.name.as_str())).chain([own]).collect();
+        for (index, (node, name)) in nodes.iter().enumerate() {
+            if !(1..=NODE_MAX).contains(&node.0) {
+                return Err(ClusterError::Number { name: (*name).into(), have: node.0 });
+            }
+            for (other_node, other) in &nodes[..index] {
+                let what = match (other_node == node, other == name) {
+                    (true, _) => "number",
+                    (_, true) => "name",
+                    _ => continue,
+                };
+                return Err(ClusterError::Twice { what, one: (*other).into(), other: (*name).into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The first name for a run that is submitted here: no other node, and no other incarnation of this one
+    /// within 65,536 starts, gives the same.
+    pub(super) fn first_run(&self) -> u64 {
+        (self.node.0 & 0xffff) << 48 | (self.epoch.0 & 0xffff) << 32 | 1
+    }
+}
+
+/// Where each step goes by default, over nodes with `cpu_milli` thousandths of a core, the home first: a foreach is
+/// spread over all by their size; any other step goes where most of what it reads comes from, and if nothing speaks
+/// for a node, to the one with the least to do.
+pub(super) fn place(graph: &Graph, cpu_milli: &[u32]) -> Placement {
+    let nodes = cpu_milli.len();
+    let order = if nodes > 1 { graph.topological().unwrap_or_default() } else { Vec::new() };
+    let mut steps = vec![Place::On(HOME); graph.steps.len()];
+    let hosts = shares(cpu_milli);
+    let mut load = vec![0_u64; nodes];
+    for index in order {
+        let step = &graph.steps[index as usize];
+        let mut votes = vec![0_u32; nodes];
+        step.sources(|source| {
+            if let Some(from) = source.step() {
+                votes[usize::from(steps[from as usize].lead())] += 1;
+            }
+        });
+        let idle = |node: usize| load[node] * 1000 / u64::from(cpu_milli[node].max(1));
+        let best = (0..nodes).min_by_key(|node| (u32::MAX - votes[*node], idle(*node)));
+        let lead = best.unwrap_or(usize::from(HOME));
+        load[lead] += u64::from(step.cpu_milli.max(1));
+        let lead = lead as NodeIndex;
+        steps[index as usize] = match step.foreach {
+            Some(_) => Place::Spread { lead, hosts: hosts.clone() },
+            None => Place::On(lead),
+        };
+    }
+    Placement { nodes: nodes.max(1) as u16, steps }
+}
+
+/// Nodes in turn, each as often as it is larger than the smallest.
+fn shares(cpu_milli: &[u32]) -> Box<[NodeIndex]> {
+    let unit = cpu_milli.iter().copied().min().unwrap_or(0).max(1);
+    let share = |cpu: u32| (cpu / unit).clamp(1, SHARE_MAX);
+    let turns = (0..SHARE_MAX).flat_map(|turn| {
+        let takes = cpu_milli.iter().enumerate().filter(move |(_, cpu)| share(**cpu) > turn);
+        takes.map(|(node, _)| node as NodeIndex)
+    });
+    turns.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn larger_nodes_get_more_turns() {
+        assert_eq!(*shares(&[2000, 4000, 1000]), [0, 1, 2, 0, 1, 1, 1]);
+        assert_eq!(*shares(&[0, 0]), [0, 1]);
+    }
+
+    #[test]
+    fn nodes_must_differ() {
+        let listen: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let mut config = ClusterConfig::new("c", NodeId(1), "a", Epoch(5), listen);
+        let peer = |node, name: &str| PeerConfig { node: NodeId(node), name: name.into(), address: listen };
+        config.peers = vec![peer(2, "b"), peer(3, "c")];
+        assert_eq!(config.check(), Ok(()));
+        config.peers[1] = peer(2, "c");
+        assert!(matches!(config.check(), Err(ClusterError::Twice { what: "number", .. })));
+        config.peers[1] = peer(3, "a");
+        assert!(matches!(config.check(), Err(ClusterError::Twice { what: "name", .. })));
+        config.peers[1] = peer(70_000, "d");
+        assert!(matches!(config.check(), Err(ClusterError::Number { have: 70_000, .. })));
+        assert_eq!(config.first_run(), 1 << 48 | 5 << 32 | 1);
+    }
+}

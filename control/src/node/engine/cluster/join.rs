@@ -1,0 +1,420 @@
+//! How a run begins on several nodes.
+//!
+//! ```text
+//!   home                                  each other node
+//!   submitted ──Join──▶                   reads the workflow, finds its functions
+//!             ◀──Joined, or Refused──     invited
+//!   all have joined: begins, publishes its inputs
+//!             ──Begin──▶                  begins when the inputs that it reads are here
+//! ```
+//! Nothing starts anywhere unless every node can do its part. What a node is told by one that has begun, it keeps
+//! until it begins itself.
+
+use super::super::Engine;
+use super::Shared;
+use crate::node::cluster::Spread;
+use crate::node::error::SubmitError;
+use crate::node::net::{Facts, Join, Message};
+use crate::node::stage::Staged;
+use crate::node::view::Watch;
+use crate::node::{Done, cluster};
+use crate::workflow::{self, PythonModule, Runtime, TemplatePart, Workflow};
+use crossbeam::channel::Sender;
+use dflow_core::graph::{StartPolicy, StepKind};
+use dflow_core::placement::{HOME, NodeIndex, Placement};
+use dflow_core::scheduler::Word;
+use dflow_dataplane::transport::NodeId;
+use dflow_proto::ids::ObjectKey;
+use dflow_proto::{RunId, Tick};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A node must have answered by then. Milliseconds.
+const JOIN_MS_MAX: u64 = 10_000;
+/// Words that are kept for a run that has not begun here.
+const EARLY_WORDS_MAX: usize = 1 << 20;
+/// Runs of others that may wait to begin here.
+const INVITED_MAX: usize = 4096;
+
+/// A run that is about to be submitted.
+pub(in crate::node) struct Submission {
+    pub(in crate::node) workflow: Arc<Workflow>,
+    pub(in crate::node) start: Option<StartPolicy>,
+    pub(in crate::node) spread: Spread,
+    pub(in crate::node) staged: Staged,
+    pub(in crate::node) done: Done,
+    pub(in crate::node) reply: Sender<Result<Watch, SubmitError>>,
+}
+
+/// At the home: not all have joined yet.
+pub(super) struct Joining {
+    submission: Submission,
+    nodes: Vec<NodeId>,
+    placement: Arc<Placement>,
+    missing: BTreeSet<NodeIndex>,
+    pub(super) deadline: Tick,
+}
+
+/// At a participant: joined and not begun.
+pub(super) struct Invited {
+    pub(super) workflow: Arc<Workflow>,
+    join: Join,
+    /// What was said by those who have begun.
+    words: Vec<(NodeIndex, Word)>,
+    /// Inputs that must come first, once that is known.
+    awaited: Option<BTreeSet<u16>>,
+    came: BTreeSet<u16>,
+}
+
+impl Joining {
+    pub(super) fn is_with(&self, node: NodeId) -> bool {
+        self.nodes.contains(&node)
+    }
+}
+
+impl Invited {
+    pub(super) fn home(&self) -> NodeId {
+        self.join.nodes[usize::from(HOME)]
+    }
+
+    pub(super) fn is_with(&self, node: NodeId) -> bool {
+        self.home() == node
+    }
+
+    /// Keeps words for the beginning; false if there are too many.
+    pub(super) fn keep(&mut self, from: NodeId, words: Vec<Word>) -> bool {
+        if let Some(index) = self.join.nodes.iter().position(|node| *node == from) {
+            self.words.extend(words.into_iter().map(|word| (index as NodeIndex, word)));
+        }
+        self.words.len() <= EARLY_WORDS_MAX
+    }
+}
+
+impl Engine {
+    /// Begins a run here alone, or asks others to take part.
+    pub(in super::super) fn submit_over(&mut self, submission: Submission) {
+        let run = submission.staged.run;
+        match self.spread_over(&submission.workflow, &submission.spread) {
+            Err(why) => self.cannot_spread(submission, SubmitError::Spread { why }),
+            Ok(None) => self.begin_here(submission, None),
+            Ok(Some((nodes, placement))) => {
+                let deadline = self.now().after_ms(JOIN_MS_MAX);
+                let placement = Arc::new(placement);
+                let Some(cluster) = &mut self.cluster else { return };
+                let workflow = &submission.workflow;
+                for (index, node) in nodes.iter().enumerate().skip(1) {
+                    let join = Join {
+                        run,
+                        nodes: nodes.clone(),
+                        me: index as NodeIndex,
+                        placement: (*placement).clone(),
+                        text: workflow.text.to_string(),
+                        file: workflow.file.clone(),
+                        source_dir: workflow.source_dir.clone(),
+                        start: submission.start,
+                    };
+                    cluster.say(*node, &Message::Join(Box::new(join)));
+                }
+                let missing = (1..nodes.len() as NodeIndex).collect();
+                let joining = Joining { submission, nodes, placement, missing, deadline };
+                cluster.joining.insert(run, joining);
+            }
+        }
+    }
+
+    fn begin_here(&mut self, submission: Submission, shared: Option<Box<Shared>>) {
+        let Submission { workflow, start, staged, done, reply, .. } = submission;
+        let watch = self.submit(workflow, start, staged, done, shared);
+        let _ = reply.send(Ok(watch));
+    }
+
+    fn cannot_spread(&mut self, submission: Submission, error: SubmitError) {
+        self.forgotten.push(submission.staged.run);
+        let _ = submission.reply.send(Err(error));
+    }
+
+    /// The nodes of a run and what each does; `None` if all of it is to be done here.
+    fn spread_over(
+        &self,
+        workflow: &Workflow,
+        spread: &Spread,
+    ) -> Result<Option<(Vec<NodeId>, Placement)>, String> {
+        let Some(cluster) = &self.cluster else {
+            return match spread {
+                Spread::Auto | Spread::Home => Ok(None),
+                _ => Err("this node belongs to no cluster; start it as one node of several".into()),
+            };
+        };
+        let steps = workflow.graph.steps.len();
+        let here = (cluster.config.node, self.facts());
+        let named = |name: &String| {
+            if *name == cluster.config.name {
+                return Ok(here.clone());
+            }
+            let found = cluster.peers.iter().find(|(_, peer)| peer.name == *name);
+            let known = || {
+                let names = cluster.peers.values().map(|peer| peer.name.as_str());
+                [cluster.config.name.as_str()].into_iter().chain(names).collect::<Vec<_>>().join(", ")
+            };
+            let (node, peer) =
+                found.ok_or_else(|| format!("no node is named {name}; there are {}", known()))?;
+            let facts = peer.facts.clone().filter(|_| peer.up);
+            Ok((*node, facts.ok_or_else(|| format!("node {name} is not connected"))?))
+        };
+        let (nodes, placement): (Vec<NodeId>, Placement) = match spread {
+            Spread::Home => return Ok(None),
+            Spread::Given { nodes, placement } => {
+                let found: Result<Vec<_>, String> = nodes.iter().map(named).collect();
+                let nodes: Vec<NodeId> = found?.into_iter().map(|(node, _)| node).collect();
+                let distinct = nodes.iter().collect::<BTreeSet<_>>().len() == nodes.len();
+                if nodes.first() != Some(&here.0) || !distinct {
+                    return Err("the first node of a placement is the one it is submitted to, and none is named twice".into());
+                }
+                if !placement.fits(steps) || usize::from(placement.nodes) != nodes.len() {
+                    return Err(format!(
+                        "the placement does not fit {steps} steps and {} nodes",
+                        nodes.len()
+                    ));
+                }
+                (nodes, placement.clone())
+            }
+            Spread::Auto | Spread::Over(_) => {
+                let mut nodes = vec![here.clone()];
+                match spread {
+                    Spread::Over(names) => {
+                        for name in names {
+                            let (node, facts) = named(name)?;
+                            if nodes.iter().all(|(other, _)| *other != node) {
+                                nodes.push((node, facts));
+                            }
+                        }
+                    }
+                    _ => nodes.extend(
+                        cluster
+                            .peers
+                            .iter()
+                            .filter(|(_, peer)| peer.up)
+                            .filter_map(|(node, peer)| Some((*node, peer.facts.clone()?))),
+                    ),
+                }
+                let facts: Vec<Facts> = nodes.iter().map(|(_, facts)| facts.clone()).collect();
+                let cpu_milli: Vec<u32> = facts.iter().map(|facts| facts.cpu_milli).collect();
+                let placement = cluster::place(&workflow.graph, &cpu_milli);
+                (nodes.into_iter().map(|(node, _)| node).collect(), placement)
+            }
+        };
+        let (nodes, placement) = only_used(nodes, placement);
+        Ok((nodes.len() > 1).then_some((nodes, placement)))
+    }
+
+    /// Another node wants this one to take part.
+    pub(super) fn asked_to_join(&mut self, from: NodeId, join: Join) {
+        let run = join.run;
+        let answer = match self.can_join(from, &join) {
+            Err(why) => Message::Refused { run, why },
+            Ok(workflow) => {
+                let (awaited, came, words) = Default::default();
+                let invited = Invited { workflow: Arc::new(workflow), join, words, awaited, came };
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.invited.insert(run, invited);
+                }
+                Message::Joined { run }
+            }
+        };
+        if let Some(cluster) = &mut self.cluster {
+            cluster.say(from, &answer);
+        }
+    }
+
+    fn can_join(&self, from: NodeId, join: &Join) -> Result<Workflow, String> {
+        let Some(cluster) = &self.cluster else { return Err("it belongs to no cluster".into()) };
+        if cluster.invited.len() >= INVITED_MAX {
+            return Err(format!("{INVITED_MAX} runs wait to begin there already; try again later"));
+        }
+        let is_me = join.nodes.get(usize::from(join.me)) == Some(&cluster.config.node);
+        let known = self.runs.contains_key(&join.run) || cluster.invited.contains_key(&join.run);
+        if join.nodes.first() != Some(&from) || !is_me || join.me == HOME || known {
+            return Err("what it was told contradicts itself; do all nodes have numbers of their own?".into());
+        }
+        if let Some(node) =
+            join.nodes.iter().find(|n| **n != cluster.config.node && !cluster.peers.contains_key(n))
+        {
+            return Err(format!("it does not know node number {}; add it to its peers", node.0));
+        }
+        let workflow = workflow::parse(&join.text, &join.file, &join.source_dir)
+            .map_err(|report| format!("the workflow cannot be read there: {report}"))?;
+        if !join.placement.fits(workflow.graph.steps.len())
+            || usize::from(join.placement.nodes) != join.nodes.len()
+        {
+            return Err("it reads the workflow as another graph; do all nodes run the same version?".into());
+        }
+        for (step, place) in workflow.graph.steps.iter().zip(&join.placement.steps) {
+            if let StepKind::Call(function) = step.kind
+                && place.hosts().contains(&join.me)
+            {
+                let function = &workflow.functions[function as usize];
+                if let Some(path) = code_of(&function.runtime).filter(|path| !path.exists()) {
+                    let (name, path) = (&function.name, path.display());
+                    return Err(format!("function {name} cannot be executed there: {path} does not exist"));
+                }
+            }
+        }
+        Ok(workflow)
+    }
+
+    pub(super) fn joined(&mut self, from: NodeId, run: RunId) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let Some(joining) = cluster.joining.get_mut(&run) else { return };
+        if let Some(index) = joining.nodes.iter().position(|node| *node == from) {
+            joining.missing.remove(&(index as NodeIndex));
+        }
+        if joining.missing.is_empty()
+            && let Some(Joining { submission, nodes, placement, .. }) = cluster.joining.remove(&run)
+        {
+            let shared = Shared::new(nodes, HOME, placement, self.now());
+            self.begin_here(submission, Some(shared));
+        }
+    }
+
+    pub(super) fn refused_by(&mut self, from: NodeId, run: RunId, why: &str) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if !cluster.joining.get(&run).is_some_and(|joining| joining.is_with(from)) {
+            return;
+        }
+        let node = cluster.name(from);
+        self.end_joining(run, SubmitError::Refused { node, why: why.into() });
+    }
+
+    /// Those that do not answer hold up nobody.
+    pub(super) fn give_up_joining(&mut self, now: Tick) {
+        let Some(cluster) = &self.cluster else { return };
+        let over = cluster.joining.iter().filter(|(_, joining)| joining.deadline <= now);
+        let over: Vec<_> = over
+            .filter_map(|(run, joining)| Some((*run, joining.nodes[usize::from(*joining.missing.first()?)])))
+            .map(|(run, node)| (run, cluster.name(node)))
+            .collect();
+        for (run, node) in over {
+            self.end_joining(run, SubmitError::Silent { node, waited_ms: JOIN_MS_MAX });
+        }
+    }
+
+    fn end_joining(&mut self, run: RunId, error: SubmitError) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if let Some(joining) = cluster.joining.remove(&run) {
+            for node in &joining.nodes[1..] {
+                cluster.say(*node, &Message::Leave { run });
+            }
+            self.cannot_spread(joining.submission, error);
+        }
+    }
+
+    pub(super) fn leave(&mut self, from: NodeId, run: RunId) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.invited.get(&run).is_some_and(|invited| invited.home() == from) {
+            cluster.invited.remove(&run);
+            self.forget_shared(run);
+            self.forgotten.push(run);
+        }
+    }
+
+    /// The home's scheduler knows the run: the others may begin.
+    pub(in super::super) fn tell_to_begin(&mut self, run: RunId) {
+        let Some(shared) = self.runs.get_mut(&run).and_then(|state| state.shared.as_mut()) else { return };
+        let Some(cluster) = self.cluster.as_deref_mut().filter(|_| shared.is_home()) else { return };
+        let mut inputs = std::mem::take(&mut shared.inputs);
+        for (index, node) in shared.nodes.iter().enumerate().skip(1) {
+            let inputs = inputs.remove(&(index as NodeIndex)).unwrap_or_default();
+            cluster.say(*node, &Message::Begin { run, inputs });
+        }
+    }
+
+    pub(super) fn told_to_begin(&mut self, from: NodeId, run: RunId, inputs: &[u16]) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let Some(invited) = cluster.invited.get_mut(&run).filter(|invited| invited.home() == from) else {
+            return;
+        };
+        let awaited = inputs.iter().filter(|port| !invited.came.contains(port)).copied();
+        invited.awaited = Some(awaited.collect());
+        self.begin_if_complete(run);
+    }
+
+    /// An input of a run has come.
+    pub(super) fn input_came(&mut self, key: ObjectKey) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let Some(invited) = cluster.invited.get_mut(&key.run) else { return };
+        invited.came.insert(key.port);
+        if let Some(awaited) = &mut invited.awaited {
+            awaited.remove(&key.port);
+        }
+        self.begin_if_complete(key.run);
+    }
+
+    fn begin_if_complete(&mut self, run: RunId) {
+        let now = self.now();
+        let Some(cluster) = &mut self.cluster else { return };
+        let complete = |invited: &Invited| invited.awaited.as_ref().is_some_and(BTreeSet::is_empty);
+        if !cluster.invited.get(&run).is_some_and(complete) {
+            return;
+        }
+        let Some(Invited { workflow, join, words, .. }) = cluster.invited.remove(&run) else { return };
+        let shared = Shared::new(join.nodes, join.me, Arc::new(join.placement), now);
+        self.take_part(run, workflow, join.start, shared);
+        // The scheduler must know the run before it is asked what is read of it.
+        self.settle();
+        words.into_iter().for_each(|(from, word)| self.hear(run, from, word));
+    }
+}
+
+/// The file that a function's process loads, where that is known before it runs.
+fn code_of(runtime: &Runtime) -> Option<&Path> {
+    match runtime {
+        Runtime::Python { module: PythonModule::File(path), .. } => Some(path),
+        Runtime::Native { library, .. } => Some(library),
+        Runtime::Exec { command, .. } => match command.first()?.parts.as_slice() {
+            [TemplatePart::Text(program)] if program.contains('/') => Some(Path::new(program)),
+            _ => None,
+        },
+        Runtime::Python { .. } | Runtime::Builtin { .. } => None,
+    }
+}
+
+/// Leaves out nodes that have nothing to do. The home stays.
+fn only_used(nodes: Vec<NodeId>, mut placement: Placement) -> (Vec<NodeId>, Placement) {
+    use dflow_core::placement::Place;
+    let mut numbers = BTreeMap::from([(HOME, HOME)]);
+    let mut used = vec![nodes[usize::from(HOME)]];
+    let mut renumber = |node: &mut NodeIndex| {
+        *node = *numbers.entry(*node).or_insert_with(|| {
+            used.push(nodes[usize::from(*node)]);
+            used.len() as NodeIndex - 1
+        });
+    };
+    for place in &mut placement.steps {
+        match place {
+            Place::On(node) => renumber(node),
+            Place::Spread { lead, hosts } => {
+                renumber(lead);
+                hosts.iter_mut().for_each(&mut renumber);
+            }
+        }
+    }
+    placement.nodes = used.len() as u16;
+    (used, placement)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dflow_core::placement::Place;
+
+    #[test]
+    fn idle_nodes_take_no_part() {
+        let steps = vec![Place::On(3), Place::Spread { lead: 0, hosts: [3, 1, 3].into() }, Place::On(0)];
+        let (nodes, placement) =
+            only_used((10..14).map(NodeId).collect(), Placement { nodes: 4, steps: steps.clone() });
+        assert_eq!(nodes, [NodeId(10), NodeId(13), NodeId(11)]);
+        let steps = vec![Place::On(1), Place::Spread { lead: 0, hosts: [1, 2, 1].into() }, Place::On(0)];
+        assert_eq!(placement, Placement { nodes: 3, steps });
+    }
+}

@@ -1,0 +1,374 @@
+//! Several nodes in one process, over loopback: runs that lie on more than one of them.
+
+#![allow(clippy::print_stdout, missing_docs)]
+
+use dflow_control::node::{
+    ClusterConfig, Node, NodeConfig, OutputValue, PeerConfig, RunFailure, RunHandle, RunSpec, Spread,
+    SubmitError,
+};
+use dflow_control::workflow;
+use dflow_core::placement::{Place, Placement};
+use dflow_dataplane::transport::{Epoch, NodeId};
+use dflow_hwtests::run::Scene;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longest wait, on a slow and busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const NAMES: [&str; 3] = ["ada", "bob", "cem"];
+
+const FUNCTIONS: &str = r#"
+import dflow, hashlib, os, time
+
+def pid():
+    return {"pid": os.getpid()}
+
+def add(x):
+    return {"sum": (x or 0) + 1}
+
+def slow(ctx):
+    with ctx.writer("data") as out:
+        out.write(b"a" * 100000)
+        deadline = time.time() + 30
+        while not os.path.exists("SEEN") and time.time() < deadline:
+            time.sleep(0.005)
+        out.write(b"seen" if os.path.exists("SEEN") else b"late")
+
+def reader(data: dflow.Stream):
+    total, last = 0, b""
+    for chunk in data:
+        total += len(chunk)
+        last = bytes(chunk)[-4:]
+        open("SEEN", "w").close()
+    return {"total": total, "last": last.decode()}
+
+def big():
+    return b"\x07" * (64 << 20)
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+def pieces():
+    for index in range(40):
+        yield f"piece {index}"
+
+def measure(piece: str, ctx):
+    return {"item": ctx.item, "length": len(piece)}
+
+def total(parts):
+    return {"count": len(parts), "length": sum(part["length"] for part in parts)}
+
+def flaky(ctx):
+    with ctx.writer("data") as out:
+        out.write(b"x" * 200000)
+        time.sleep(0.3)
+        if ctx.attempt == 1:
+            os._exit(3)
+        out.write(b"y" * 5)
+
+def fails():
+    raise ValueError("no such luck")
+
+def sleeps():
+    time.sleep(60)
+
+def numbers():
+    return [3, 1, 4, 1, 5]
+
+def double(n):
+    return {"twice": int(n) * 2}
+
+def sum_twice(parts):
+    return {"sum": sum(part["twice"] for part in parts)}
+"#;
+
+struct Cluster {
+    nodes: Vec<Node>,
+    scene: Scene,
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port")
+}
+
+impl Cluster {
+    /// Nodes that are all connected; `None` after saying what is missing.
+    fn start(count: usize, change: impl Fn(usize, &mut NodeConfig)) -> Option<Cluster> {
+        let addresses: Vec<SocketAddr> = (0..count).map(|_| free_address()).collect();
+        let peer = |i: usize| PeerConfig {
+            node: NodeId(i as u64 + 1),
+            name: NAMES[i].into(),
+            address: addresses[i],
+        };
+        let mut nodes = Vec::new();
+        for index in 0..count {
+            let mut cluster = ClusterConfig::new(
+                "test",
+                NodeId(index as u64 + 1),
+                NAMES[index],
+                Epoch(1),
+                addresses[index],
+            );
+            cluster.peers = (0..count).filter(|other| *other != index).map(peer).collect();
+            let mut config = NodeConfig {
+                cluster: Some(cluster),
+                cpu_milli: 2000,
+                store_bytes: 256 << 20,
+                prefault_bytes: 8 << 20,
+                ..NodeConfig::default()
+            };
+            if let Some(path) = config.libexec.missing() {
+                println!("SKIP cluster: {} is not built", path.display());
+                return None;
+            }
+            change(index, &mut config);
+            nodes.push(Node::start(config).expect("a node"));
+        }
+        let cluster = Cluster { nodes, scene: Scene::new() };
+        let functions = FUNCTIONS.replace("SEEN", &cluster.scene.path("seen").display().to_string());
+        cluster.scene.write("functions.py", &functions);
+        let begun = Instant::now();
+        let all_up =
+            |node: &Node| node.peers().expect("the engine lives").iter().all(|p| p.up && p.slots > 0);
+        while !cluster.nodes.iter().all(all_up) {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the nodes do not find each other: {:?}",
+                cluster.nodes.iter().map(Node::peers).collect::<Vec<_>>()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(cluster)
+    }
+
+    /// Steps lie where `places` says, by their order in the file.
+    fn submit(&self, body: &str, places: &[Place]) -> Result<RunHandle, SubmitError> {
+        let text = format!("apiVersion: dflow/v1\nkind: Workflow\nmetadata: {{name: test}}\n{body}");
+        let dir = self.scene.path("");
+        let workflow = workflow::parse(&text, "test.yaml", &dir).unwrap_or_else(|report| panic!("{report}"));
+        let nodes = NAMES[..self.nodes.len()].iter().map(|name| (*name).into()).collect();
+        let spread = match places {
+            [] => Spread::Auto,
+            places => Spread::Given {
+                nodes,
+                placement: Placement { nodes: self.nodes.len() as u16, steps: places.to_vec() },
+            },
+        };
+        self.nodes[0].submit(RunSpec {
+            workflow: Arc::new(workflow),
+            inputs: Vec::new(),
+            start: None,
+            spread,
+        })
+    }
+
+    fn run(&self, body: &str, places: &[Place]) -> String {
+        let handle = self.submit(body, places).expect("submitted");
+        let result =
+            handle.wait(Some(PATIENCE)).unwrap_or_else(|| panic!("still runs: {:#?}", handle.watch().view()));
+        let outputs = result.unwrap_or_else(|error| panic!("{error}"));
+        match &outputs[0].1 {
+            OutputValue::Object(view) => String::from_utf8_lossy(view).into_owned(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn fail(&self, body: &str, places: &[Place]) -> String {
+        let handle = self.submit(body, places).expect("submitted");
+        match handle.wait(Some(PATIENCE)).expect("it ends") {
+            Err(RunFailure::Run(error)) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A function of the file above.
+fn function(name: &str, outputs: &str) -> String {
+    format!("  {name}: {{runtime: python, handler: \"functions.py:{name}\", outputs: {{{outputs}}}}}\n")
+}
+
+fn on(nodes: &[u16]) -> Vec<Place> {
+    nodes.iter().map(|node| Place::On(*node)).collect()
+}
+
+fn spread(lead: u16, hosts: &[u16]) -> Place {
+    Place::Spread { lead, hosts: hosts.into() }
+}
+
+#[test]
+fn a_chain_goes_to_and_fro() {
+    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let mut body = format!("functions:\n{}steps:\n", function("add", "sum: json"));
+    for step in 0..6 {
+        let input = if step == 0 { "0".into() } else { format!("steps.s{}.sum", step - 1) };
+        let wrapped = if step == 0 { "{value: 0}".into() } else { input };
+        body.push_str(&format!("  s{step}: {{function: add, in: {{x: {wrapped}}}}}\n"));
+    }
+    body.push_str("outputs:\n  result: {from: steps.s5.sum}\n");
+    // Each step adds to a document, so numbers are taken out first.
+    let source = FUNCTIONS.replace("return {\"sum\": (x or 0) + 1}", "return (x or 0) + 1");
+    cluster.scene.write("functions.py", &source);
+    assert_eq!(cluster.run(&body, &on(&[0, 1, 0, 1, 0, 1])), "6");
+    assert_eq!(cluster.run(&body, &on(&[1, 1, 0, 0, 1, 0])), "6", "again, with warm functions");
+}
+
+#[test]
+fn a_consumer_reads_while_its_producer_elsewhere_writes() {
+    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let body = format!(
+        "functions:\n{}{}steps:\n  slow: {{function: slow}}\n  reader: {{function: reader, in: {{data: steps.slow.data}}}}\n\
+         outputs:\n  result: {{from: steps.reader.seen}}\n",
+        function("slow", "data: {type: bytes, stream: true, size_hint: 1MiB}"),
+        function("reader", "seen: json"),
+    );
+    let result = cluster.run(&body, &on(&[1, 0]));
+    assert!(result.contains("100004") && result.contains("seen"), "{result}");
+}
+
+#[test]
+fn a_large_object_crosses_whole() {
+    let Some(cluster) = Cluster::start(3, |_, _| {}) else { return };
+    let body = format!(
+        "functions:\n{}{}steps:\n  big: {{function: big}}\n  one: {{function: digest, in: {{data: steps.big.data}}}}\n  \
+         two: {{function: digest, in: {{data: steps.big.data}}}}\noutputs:\n  result: {{from: steps.one.sum}}\n  other: {{from: steps.two.sum}}\n",
+        function("big", "data: bytes"),
+        function("digest", "sum: text"),
+    );
+    let here = cluster.run(&body, &on(&[0, 0, 0]));
+    assert_eq!(cluster.run(&body, &on(&[1, 0, 2])), here);
+}
+
+fn fan() -> String {
+    format!(
+        "functions:\n{}{}{}steps:\n  pieces: {{function: pieces}}\n  \
+         measure: {{function: measure, foreach: {{item: each, over: steps.pieces.piece}}, in: {{piece: each}}}}\n  \
+         total: {{function: total, in: {{parts: \"steps.measure.part[*]\"}}}}\noutputs:\n  result: {{from: steps.total.all}}\n",
+        function("pieces", "piece: {type: text, many: true}"),
+        function("measure", "part: json"),
+        function("total", "all: json"),
+    )
+}
+
+#[test]
+fn a_foreach_is_spread_and_gathered() {
+    let Some(cluster) = Cluster::start(3, |_, _| {}) else { return };
+    let here = cluster.run(&fan(), &on(&[0, 0, 0]));
+    assert!(here.contains("40"), "{here}");
+    let places = [Place::On(1), spread(2, &[0, 1, 2]), Place::On(0)];
+    assert_eq!(cluster.run(&fan(), &places), here);
+    let places = [Place::On(2), spread(0, &[1, 2]), Place::On(1)];
+    assert_eq!(cluster.run(&fan(), &places), here);
+    assert_eq!(cluster.run(&fan(), &[]), here, "as it is placed by default");
+}
+
+#[test]
+fn a_json_list_is_spread() {
+    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let body = format!(
+        "functions:\n{}{}{}steps:\n  numbers: {{function: numbers}}\n  \
+         double: {{function: double, foreach: {{item: each, over: steps.numbers.list}}, in: {{n: each}}}}\n  \
+         sum: {{function: sum_twice, in: {{parts: \"steps.double.part[*]\"}}}}\noutputs:\n  result: {{from: steps.sum.all}}\n",
+        function("numbers", "list: json"),
+        function("double", "part: json"),
+        function("sum_twice", "all: json"),
+    );
+    let result = cluster.run(&body, &[Place::On(1), spread(0, &[0, 1]), Place::On(1)]);
+    assert!(result.contains("28"), "{result}");
+}
+
+#[test]
+fn a_producer_that_dies_takes_its_reader_elsewhere_with_it() {
+    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let body = format!(
+        "functions:\n{}{}steps:\n  flaky: {{function: flaky, retry: {{max: 2, backoff: 1ms, on: [crash]}}}}\n  \
+         reader: {{function: reader, in: {{data: steps.flaky.data}}}}\noutputs:\n  result: {{from: steps.reader.seen}}\n",
+        function("flaky", "data: {type: bytes, stream: true, size_hint: 1MiB}"),
+        function("reader", "seen: json"),
+    );
+    let result = cluster.run(&body, &on(&[1, 0]));
+    assert!(result.contains("200005"), "{result}");
+}
+
+#[test]
+fn a_failure_elsewhere_is_the_runs_and_stops_the_rest() {
+    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let body = format!(
+        "functions:\n{}{}steps:\n  fails: {{function: fails}}\n  sleeps: {{function: sleeps}}\n\
+         outputs:\n  result: {{from: steps.fails.x}}\n  other: {{from: steps.sleeps.x}}\n",
+        function("fails", "x: json"),
+        function("sleeps", "x: json"),
+    );
+    let begun = Instant::now();
+    let error = cluster.fail(&body, &on(&[1, 0]));
+    assert!(error.contains("step fails failed") && error.contains("no such luck"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(45), "what runs is stopped");
+}
+
+#[test]
+fn a_run_is_cancelled_everywhere() {
+    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let body = format!(
+        "functions:\n{}steps:\n  sleeps: {{function: sleeps}}\noutputs:\n  result: {{from: steps.sleeps.x}}\n",
+        function("sleeps", "x: json"),
+    );
+    let handle = cluster.submit(&body, &on(&[1])).expect("submitted");
+    let begun = Instant::now();
+    while cluster.nodes[1].stats().expect("lives").load.slots_used == 0 {
+        assert!(begun.elapsed() < PATIENCE, "it does not start");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    handle.cancel("enough");
+    match handle.wait(Some(PATIENCE)).expect("it ends") {
+        Err(RunFailure::Run(error)) => assert!(error.to_string().contains("enough"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(cluster.nodes[1].stats().expect("lives").load.slots_used, 0);
+}
+
+#[test]
+fn a_node_that_goes_fails_the_run_by_its_name() {
+    let Some(mut cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let body = format!(
+        "functions:\n{}steps:\n  sleeps: {{function: sleeps}}\noutputs:\n  result: {{from: steps.sleeps.x}}\n",
+        function("sleeps", "x: json"),
+    );
+    let handle = cluster.submit(&body, &on(&[1])).expect("submitted");
+    drop(cluster.nodes.pop());
+    match handle.wait(Some(PATIENCE)).expect("it ends") {
+        Err(RunFailure::Run(error)) => assert!(error.to_string().contains("node bob"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_node_that_lacks_a_file_refuses() {
+    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let body = "functions:\n  f: {runtime: exec, command: [./not-there], outputs: {x: text}, stdout: x}\n\
+                steps:\n  f: {function: f}\noutputs:\n  result: {from: steps.f.x}\n";
+    match cluster.submit(body, &on(&[1])) {
+        Err(error) => {
+            let error = error.to_string();
+            assert!(error.contains("node bob") && error.contains("not-there"), "{error}");
+        }
+        Ok(_) => panic!("it was taken"),
+    }
+}
+
+#[test]
+fn a_store_without_room_fails_the_run() {
+    let small = |index: usize, config: &mut NodeConfig| {
+        if index == 0 {
+            config.store_bytes = 32 << 20;
+        }
+    };
+    let Some(cluster) = Cluster::start(2, small) else { return };
+    let body = format!(
+        "functions:\n{}{}steps:\n  big: {{function: big}}\n  digest: {{function: digest, in: {{data: steps.big.data}}}}\n\
+         outputs:\n  result: {{from: steps.digest.sum}}\n",
+        function("big", "data: bytes"),
+        function("digest", "sum: text"),
+    );
+    let error = cluster.fail(&body, &on(&[1, 0]));
+    assert!(error.contains("output data of step big cannot be fetched"), "{error}");
+}
