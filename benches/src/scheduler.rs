@@ -131,7 +131,11 @@ impl Driver {
                     result?;
                     self.ended = true;
                 }
-                Effect::Stop { .. } | Effect::Evaluate { .. } | Effect::MeasureList { .. } => {
+                Effect::Stop { .. }
+                | Effect::Evaluate { .. }
+                | Effect::MeasureList { .. }
+                | Effect::Tell { .. }
+                | Effect::Publish { .. } => {
                     bail!("the scheduler asked for {effect:?}, for which there is no reason")
                 }
                 Effect::Warm { .. } | Effect::Relink { .. } | Effect::Release(_) | Effect::Note { .. } => {}

@@ -77,7 +77,7 @@ def numbers():
     return [3, 1, 4, 1, 5]
 
 def double(n):
-    return {"twice": int(n) * 2}
+    return {"twice": n * 2}
 
 def sum_twice(parts):
     return {"sum": sum(part["twice"] for part in parts)}
@@ -242,7 +242,7 @@ fn a_large_object_crosses_whole() {
 fn fan() -> String {
     format!(
         "functions:\n{}{}{}steps:\n  pieces: {{function: pieces}}\n  \
-         measure: {{function: measure, foreach: {{item: each, over: steps.pieces.piece}}, in: {{piece: each}}}}\n  \
+         measure: {{function: measure, foreach: {{item: each, over: steps.pieces.piece}}, in: {{piece: item.each}}}}\n  \
          total: {{function: total, in: {{parts: \"steps.measure.part[*]\"}}}}\noutputs:\n  result: {{from: steps.total.all}}\n",
         function("pieces", "piece: {type: text, many: true}"),
         function("measure", "part: json"),
@@ -267,7 +267,7 @@ fn a_json_list_is_spread() {
     let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
     let body = format!(
         "functions:\n{}{}{}steps:\n  numbers: {{function: numbers}}\n  \
-         double: {{function: double, foreach: {{item: each, over: steps.numbers.list}}, in: {{n: each}}}}\n  \
+         double: {{function: double, foreach: {{item: each, over: steps.numbers.list}}, in: {{n: item.each}}}}\n  \
          sum: {{function: sum_twice, in: {{parts: \"steps.double.part[*]\"}}}}\noutputs:\n  result: {{from: steps.sum.all}}\n",
         function("numbers", "list: json"),
         function("double", "part: json"),

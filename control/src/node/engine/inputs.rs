@@ -137,7 +137,10 @@ impl Engine {
         };
         Ok(match self.scheduler.resolve(run, invocation, input) {
             Resolved::Const(id) => small(workflow.constants[id as usize].bytes.clone()),
-            Resolved::Element { index, .. } => small(self.element(run, invocation.step, index, ty)?),
+            Resolved::Element { index, .. } => {
+                self.know_list(run, invocation.step);
+                small(self.element(run, invocation.step, index, ty)?)
+            }
             Resolved::Null if port.optional => Plan::Value(InputValue::Null),
             Resolved::Object(ObjectRef { key, state: ObjectState::Sealed }) if !program || scalar => {
                 let Some(location) = self.store.locate(key) else { return Ok(Plan::Linked) };

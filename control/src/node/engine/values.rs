@@ -139,6 +139,21 @@ impl Engine {
         }
     }
 
+    /// Takes the list of a foreach apart that another node has measured.
+    pub(super) fn know_list(&mut self, run: RunId, step: StepIndex) {
+        let Some(state) = self.runs.get(&run).filter(|state| !state.lists.contains_key(&step)) else {
+            return;
+        };
+        let workflow = state.workflow.clone();
+        let Some(foreach) = &workflow.graph.steps[step as usize].foreach else { return };
+        if let Looked::Bytes(bytes) = self.look(run, &foreach.over, u64::MAX)
+            && let Ok(elements) = list_elements(&bytes)
+            && let Some(state) = self.runs.get_mut(&run)
+        {
+            state.lists.insert(step, JsonList { bytes, elements });
+        }
+    }
+
     /// The element `index` of the list that `step` iterates, encoded as type `ty` wants it.
     pub(super) fn element(
         &self,
