@@ -293,9 +293,9 @@ impl Run {
 
     pub(super) fn free_object(&mut self, p: u32, item: u32, element: u32, cx: &mut Cx<'_>) {
         let port = self.ports[p as usize];
-        let ending = self.ending.is_some() || self.share.as_ref().is_some_and(|share| share.closed);
+        let closed = self.share.as_ref().is_some_and(|share| share.closed);
         let object = self.object(p, item, element);
-        let fetched = !object.away || ending;
+        let fetched = !object.away || closed;
         if object.known != Known::Sealed || port.holds > 0 || object.items_done < port.item_holds || !fetched
         {
             return;

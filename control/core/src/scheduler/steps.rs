@@ -236,6 +236,9 @@ impl Run {
                 if graph.steps[reader.step as usize].inputs[input as usize].optional {
                     self.steps[reader.step as usize].nulls += 1;
                     self.inputs_changed(reader.step, false);
+                } else if !self.leads(reader.step) {
+                    // Its lead skips it as well; until that is heard, nothing of it may start here.
+                    self.agenda.push(Ask::ReadyAll(reader.step));
                 }
             }
             self.relink(p, Some(NONE), cx);
