@@ -6,7 +6,7 @@
 
 use dflow_hwtests::sim::{STEPS_MAX, run_seed};
 
-const SEEDS: u64 = 40_000;
+const SEEDS: u64 = 30_000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
