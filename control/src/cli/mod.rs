@@ -9,6 +9,7 @@ mod import;
 mod lint;
 mod live;
 mod open;
+mod plan;
 mod report;
 mod results;
 mod run;
@@ -40,6 +41,8 @@ enum Command {
     Lint(lint::LintArgs),
     /// Draw a workflow's graph
     Graph(graph::GraphArgs),
+    /// Show where the steps would lie on several nodes, without running
+    Plan(plan::PlanArgs),
     /// Turn a trace or workflow of another system into a workflow file
     Import(import::ImportArgs),
     /// List past runs
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Graph(args) => graph::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Ps(args) => history::ps(&args),

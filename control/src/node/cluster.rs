@@ -1,15 +1,11 @@
-//! What a node of a cluster is told, and how a run is spread over its nodes.
+//! What a node of a cluster is told, and over which nodes a run is to be spread.
 
-use dflow_core::graph::Graph;
-use dflow_core::placement::{HOME, NodeIndex, Place, Placement};
+use dflow_core::placement::Placement;
 use dflow_dataplane::transport::{Backend, Epoch, NodeId, Secret};
 use std::net::SocketAddr;
 
 /// The highest number of a node: with it begin the names of all runs that are submitted there.
 pub const NODE_MAX: u64 = u16::MAX as u64;
-
-/// How much more of a foreach's items one node may be given than another.
-const SHARE_MAX: u32 = 64;
 
 /// A node's place in its cluster.
 #[derive(Clone, Debug)]
@@ -133,56 +129,9 @@ impl ClusterConfig {
     }
 }
 
-/// Where each step goes by default, over nodes with `cpu_milli` thousandths of a core, the home first: a foreach is
-/// spread over all by their size; any other step goes where most of what it reads comes from, and if nothing speaks
-/// for a node, to the one with the least to do.
-pub(super) fn place(graph: &Graph, cpu_milli: &[u32]) -> Placement {
-    let nodes = cpu_milli.len();
-    let order = if nodes > 1 { graph.topological().unwrap_or_default() } else { Vec::new() };
-    let mut steps = vec![Place::On(HOME); graph.steps.len()];
-    let hosts = shares(cpu_milli);
-    let mut load = vec![0_u64; nodes];
-    for index in order {
-        let step = &graph.steps[index as usize];
-        let mut votes = vec![0_u32; nodes];
-        step.sources(|source| {
-            if let Some(from) = source.step() {
-                votes[usize::from(steps[from as usize].lead())] += 1;
-            }
-        });
-        let idle = |node: usize| load[node] * 1000 / u64::from(cpu_milli[node].max(1));
-        let best = (0..nodes).min_by_key(|node| (u32::MAX - votes[*node], idle(*node)));
-        let lead = best.unwrap_or(usize::from(HOME));
-        load[lead] += u64::from(step.cpu_milli.max(1));
-        let lead = lead as NodeIndex;
-        steps[index as usize] = match step.foreach {
-            Some(_) => Place::Spread { lead, hosts: hosts.clone() },
-            None => Place::On(lead),
-        };
-    }
-    Placement { nodes: nodes.max(1) as u16, steps }
-}
-
-/// Nodes in turn, each as often as it is larger than the smallest.
-fn shares(cpu_milli: &[u32]) -> Box<[NodeIndex]> {
-    let unit = cpu_milli.iter().copied().min().unwrap_or(0).max(1);
-    let share = |cpu: u32| (cpu / unit).clamp(1, SHARE_MAX);
-    let turns = (0..SHARE_MAX).flat_map(|turn| {
-        let takes = cpu_milli.iter().enumerate().filter(move |(_, cpu)| share(**cpu) > turn);
-        takes.map(|(node, _)| node as NodeIndex)
-    });
-    turns.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn larger_nodes_get_more_turns() {
-        assert_eq!(*shares(&[2000, 4000, 1000]), [0, 1, 2, 0, 1, 1, 1]);
-        assert_eq!(*shares(&[0, 0]), [0, 1]);
-    }
 
     #[test]
     fn nodes_must_differ() {

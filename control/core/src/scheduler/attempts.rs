@@ -51,9 +51,8 @@ impl Run {
     /// skipped (then the step soon is), and the JSON list that it iterates is here.
     fn may_start_for_lead(&self, step: u32) -> bool {
         let own = &self.graph.steps[step as usize];
-        let skipped = |source: &Source| {
-            source.step().is_some_and(|of| self.steps[of as usize].fate == Fate::Skipped)
-        };
+        let skipped =
+            |source: &Source| source.step().is_some_and(|of| self.steps[of as usize].fate == Fate::Skipped);
         if own.inputs.iter().any(|input| !input.optional && skipped(&input.source)) {
             return false;
         }

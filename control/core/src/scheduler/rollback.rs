@@ -109,9 +109,9 @@ impl Run {
                 _ => continue,
             };
             for item in items {
-                let begun = self.invocation(InvocationId { step: reader.step, item }).is_some_and(|i| {
-                    matches!(i.phase, Phase::Running | Phase::Ended) || i.is(flag::INVITED)
-                });
+                let begun = self
+                    .invocation(InvocationId { step: reader.step, item })
+                    .is_some_and(|i| matches!(i.phase, Phase::Running | Phase::Ended) || i.is(flag::INVITED));
                 if begun && !self.is_here(reader.step, item) {
                     self.roll_back(reader.step, item, cx);
                 }

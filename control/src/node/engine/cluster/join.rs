@@ -12,16 +12,16 @@
 
 use super::super::Engine;
 use super::Shared;
+use crate::node::Done;
 use crate::node::cluster::Spread;
 use crate::node::error::SubmitError;
-use crate::node::net::{Facts, Join, Message};
+use crate::node::net::{Join, Message};
 use crate::node::stage::Staged;
 use crate::node::view::Watch;
-use crate::node::{Done, cluster};
 use crate::workflow::{self, PythonModule, Runtime, TemplatePart, Workflow};
 use crossbeam::channel::Sender;
 use dflow_core::graph::{StartPolicy, StepKind};
-use dflow_core::placement::{HOME, NodeIndex, Placement};
+use dflow_core::placement::{HOME, NodeFacts, NodeIndex, Placement, place};
 use dflow_core::scheduler::Word;
 use dflow_dataplane::transport::NodeId;
 use dflow_proto::ids::ObjectKey;
@@ -32,6 +32,8 @@ use std::sync::Arc;
 
 /// A node must have answered by then. Milliseconds.
 const JOIN_MS_MAX: u64 = 10_000;
+/// What a link between nodes is taken to carry when steps are placed, in bytes a microsecond.
+const LINK_BYTES_PER_US: u64 = 1_000;
 /// Words that are kept for a run that has not begun here.
 const EARLY_WORDS_MAX: usize = 1 << 20;
 /// Runs of others that may wait to begin here.
@@ -198,9 +200,10 @@ impl Engine {
                             .filter_map(|(node, peer)| Some((*node, peer.facts.clone()?))),
                     ),
                 }
-                let facts: Vec<Facts> = nodes.iter().map(|(_, facts)| facts.clone()).collect();
-                let cpu_milli: Vec<u32> = facts.iter().map(|facts| facts.cpu_milli).collect();
-                let placement = cluster::place(&workflow.graph, &cpu_milli);
+                let facts: Vec<NodeFacts> =
+                    nodes.iter().map(|(_, facts)| NodeFacts { cpu_milli: facts.cpu_milli }).collect();
+                let draft = place(&workflow.graph, &facts, LINK_BYTES_PER_US);
+                let placement = draft.map_err(|error| error.to_string())?.placement;
                 (nodes.into_iter().map(|(node, _)| node).collect(), placement)
             }
         };

@@ -4,6 +4,10 @@
 //! by the home, and every participant is given all of it: whoever needs to know where an object comes from or
 //! goes to computes it, and nobody asks.
 
+mod place;
+
+pub use place::{Draft, NodeFacts, place};
+
 use crate::graph::StepIndex;
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use serde::{Deserialize, Serialize};
