@@ -1,17 +1,17 @@
 //! Importers: the same workflow in each schema, what real traces do, what must be refused, and the
 //! workloads that are shipped.
 
-use dflow_control::import::export::{self, RunFacts};
+use dflow_control::history::{Event, EventKind, Facts, Printed, RunRecord, graph_facts};
+use dflow_control::import::export;
 use dflow_control::import::{ImportError, ImportOptions, Imported, Kind, Mode, Warning, import, sniff};
-use dflow_control::node::{Journal, Record, What};
+use dflow_control::node::{Journal, NodeConfig, RunView};
 use dflow_control::workflow::{self, Workflow};
 use dflow_core::graph::{Source, Step, StepKind};
 use dflow_proto::limits::{OUTPUT_PORTS_MAX, PORTS_MAX};
-use dflow_proto::link::Times;
-use dflow_proto::{InvocationId, Tick};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 fn wfformat(document: &Value) -> Result<Imported, ImportError> {
     import(Kind::Wfformat, document.to_string().as_bytes(), &ImportOptions::default())
@@ -430,7 +430,7 @@ fn the_paper_s_workloads_are_shipped_whole() {
         ("genome", 50, 74, 177_011_979),
         ("soykb", 45, 77, 45_898_409),
     ] {
-        for (form, sleep) in [("", Some(1000.0)), ("-trace", None)] {
+        for (form, sleep) in [("", Some(1000.0)), ("-inner", Some(1000.0)), ("-trace", None)] {
             let path = folder.join(name).join(format!("{name}{form}.yaml"));
             let workflow = workflow::load(&path).unwrap_or_else(|report| panic!("{report}"));
             assert_eq!(counts(&workflow), (tasks, edges, bytes), "{name}{form}");
@@ -447,32 +447,37 @@ fn a_run_can_be_exported_and_imported_again() {
     let imported = wfformat(&diamond("1.5")).unwrap();
     let workflow = loaded(&imported);
     let graph = &workflow.graph;
-    let mut journal = Journal::default();
-    let mut at = 0;
+    let mut events = Vec::new();
     for (index, step) in graph.steps.iter().enumerate() {
-        let mut record = |what| {
-            at += 1000;
-            let invocation = InvocationId { step: index as u32, item: 0 };
-            journal.records.push(Record { at: Tick(at), invocation, attempt: 1, what });
+        let mut record = |kind| {
+            let at_us = 1000 * (events.len() as u64 + 1);
+            events.push(Event { at_us, step: index as u32, item: 0, attempt: 1, kind });
         };
-        record(What::Started { early: false });
-        record(What::Began);
+        record(EventKind::Started { early: false });
+        record(EventKind::Began);
         for (port, out) in spec(&workflow, step)["out"].as_array().unwrap().iter().enumerate() {
-            record(What::Sealed { port: port as u16, item: 0, bytes: out["bytes"].as_u64().unwrap() });
+            let bytes = out["bytes"].as_u64().unwrap();
+            record(EventKind::Sealed { port: port as u16, item: 0, bytes });
         }
-        record(What::Ended {
-            ok: true,
-            times: Times { total_us: 2_500_000, cpu_us: 1_250_000, ..Times::default() },
-        });
+        let (total_us, cpu_us) = (2_500_000, 1_250_000);
+        record(EventKind::Ended { ok: true, setup_us: 0, wait_us: 0, put_us: 0, total_us, cpu_us });
     }
-    let facts = RunFacts {
-        executed_at: "2026-01-31T12:00:00Z".into(),
-        makespan_us: 9_000_000,
-        node_name: "here".into(),
-        cores: 2,
-        ..RunFacts::default()
+    let facts = Facts {
+        run: "r".into(),
+        file: "diamond.json".into(),
+        workflow: &workflow,
+        graph: &graph_facts(&workflow),
+        start: None,
+        inputs: Vec::new(),
+        node: &NodeConfig::default(),
+        age: Duration::from_secs(9),
+        view: &RunView::default(),
+        journal: &Journal::default(),
+        failure: None,
+        printed: Printed::default(),
     };
-    let exported = export::wfformat(graph, &journal, &facts);
+    let record = RunRecord { events, ..facts.record() };
+    let exported = export::wfformat(&record);
     assert_eq!(exported["schemaVersion"], "1.5");
     assert_eq!(exported["workflow"]["execution"]["makespanInSeconds"], 9.0);
     let executed = &exported["workflow"]["execution"]["tasks"][1];
@@ -486,6 +491,8 @@ fn a_run_can_be_exported_and_imported_again() {
     assert_eq!(again.stats.tasks, imported.stats.tasks + 1);
     assert_eq!(again.stats.edges, imported.stats.edges + 2);
     assert_eq!(again.stats.edge_bytes, imported.stats.edge_bytes + 200);
+    let drawn = export::dot(&record);
+    assert!(drawn.starts_with("digraph ") && drawn.contains(" -> "), "{drawn}");
 }
 
 mod mutated {

@@ -3,6 +3,7 @@
 mod bench;
 mod doctor;
 mod exit;
+mod export;
 mod graph;
 mod history;
 mod import;
@@ -45,6 +46,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Turn a trace or workflow of another system into a workflow file
     Import(import::ImportArgs),
+    /// Write a past run in the form of another tool
+    Export(export::ExportArgs),
     /// List past runs
     Ps(history::PsArgs),
     /// Show a past run: result, inputs, steps, failures
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Ps(args) => history::ps(&args),
         Command::Show(args) => history::show(&args),
         Command::Logs(args) => history::logs(&args),

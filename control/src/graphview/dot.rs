@@ -39,7 +39,7 @@ pub(super) fn render(view: &View) -> String {
 }
 
 /// A quoted string of Graphviz's language.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

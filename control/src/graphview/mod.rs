@@ -9,6 +9,8 @@ mod dot;
 mod layout;
 mod svg;
 
+pub(crate) use dot::quoted;
+
 use crate::workflow::{Runtime, Workflow};
 use dflow_core::graph::{Condition, PortKind, Source, Step, StepKind};
 use std::collections::BTreeMap;

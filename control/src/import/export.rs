@@ -1,28 +1,14 @@
-//! A finished run as a WfFormat execution instance, schema 1.5, which other tools (and
-//! [`import`](super::import) itself) read.
+//! A past run as a WfFormat execution instance, schema 1.5, which other tools (and
+//! [`import`](super::import) itself) read, and as a drawing.
 
-use crate::node::{Journal, What};
-use dflow_core::graph::{Graph, PortKind, Source, StepKind};
+use crate::graphview::quoted;
+use crate::history::{EventKind, GraphFacts, RunRecord, SourceFacts};
+use crate::text::{bytes_text, time_text, utc_text};
+use crate::trace::{Timeline, invocation_name};
 use dflow_proto::InvocationId;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// What an execution instance tells beyond graph and journal.
-#[derive(Clone, Debug, Default)]
-pub struct RunFacts {
-    /// When the run began, ISO 8601: `2026-01-31T12:00:00Z`.
-    pub executed_at: String,
-    /// From submission to end, in microseconds.
-    pub makespan_us: u64,
-    /// Sizes of the run's inputs in bytes, in the order of the graph; those missing count as 0.
-    pub input_bytes: Vec<u64>,
-    /// The machine's name.
-    pub node_name: String,
-    /// Its cores.
-    pub cores: u32,
-    /// Its memory in bytes.
-    pub memory_bytes: u64,
-}
+use std::fmt::Write;
 
 /// One datum of a run: a run input, or an item of a port of an invocation (item 0 of a port that is
 /// no list).
@@ -41,8 +27,10 @@ struct Execution {
 
 /// The run as a WfFormat 1.5 document. Each invocation that ended well is a task, each object that
 /// it put a file; a task's parents are those whose files it read and those it waited for.
-pub fn wfformat(graph: &Graph, journal: &Journal, facts: &RunFacts) -> Value {
-    let run = Run::read(graph, journal);
+pub fn wfformat(record: &RunRecord) -> Value {
+    let graph = &record.graph;
+    let run = Run::read(record);
+    let executed_at = utc_text(record.summary.started_unix_us);
     let mut used = BTreeSet::new();
     let (mut tasks, mut executions) = (Vec::new(), Vec::new());
     let parents: BTreeMap<InvocationId, BTreeSet<InvocationId>> =
@@ -67,10 +55,7 @@ pub fn wfformat(graph: &Graph, journal: &Journal, facts: &RunFacts) -> Value {
             "inputFiles": names(&reads),
             "outputFiles": names(&writes),
         }));
-        let function = match step.kind {
-            StepKind::Call(function) => graph.functions[function as usize].name.as_str(),
-            StepKind::Switch(_) => "switch",
-        };
+        let function = if step.function.is_empty() { "switch" } else { &step.function };
         let runtime_s = execution.runtime_us as f64 / 1e6;
         let busy = if execution.runtime_us == 0 {
             0.0
@@ -83,70 +68,70 @@ pub fn wfformat(graph: &Graph, journal: &Journal, facts: &RunFacts) -> Value {
             "command": {"program": function},
             "coreCount": f64::from(step.cpu_milli) / 1000.0,
             "avgCPU": (busy * 1e6).round() / 1e4,
-            "machines": [facts.node_name],
+            "machines": [record.node.host],
         }));
     }
     let files: Vec<Value> = used
         .iter()
         .map(|datum| {
             let bytes = match datum {
-                Datum::Input(input) => facts.input_bytes.get(usize::from(*input)).copied().unwrap_or(0),
+                Datum::Input(input) => record.inputs.get(usize::from(*input)).map_or(0, |input| input.bytes),
                 Datum::Output { .. } => run.sizes.get(datum).copied().unwrap_or(0),
             };
             json!({"id": run.file(*datum), "sizeInBytes": bytes})
         })
         .collect();
     json!({
-        "name": graph.name,
-        "description": format!("A run of {} by DFlow {}", graph.name, env!("CARGO_PKG_VERSION")),
-        "createdAt": facts.executed_at,
+        "name": record.summary.workflow,
+        "description": format!("A run of {} by DFlow {}", record.summary.workflow, record.node.version),
+        "createdAt": executed_at,
         "schemaVersion": "1.5",
-        "runtimeSystem": {"name": "DFlow", "version": env!("CARGO_PKG_VERSION"), "url": env!("CARGO_PKG_REPOSITORY")},
+        "runtimeSystem": {"name": "DFlow", "version": record.node.version, "url": env!("CARGO_PKG_REPOSITORY")},
         "workflow": {
             "specification": {"tasks": tasks, "files": files},
             "execution": {
-                "makespanInSeconds": facts.makespan_us as f64 / 1e6,
-                "executedAt": facts.executed_at,
+                "makespanInSeconds": record.summary.makespan_us as f64 / 1e6,
+                "executedAt": executed_at,
                 "tasks": executions,
                 "machines": [{
-                    "nodeName": facts.node_name,
+                    "nodeName": record.node.host,
                     "system": "linux",
                     "architecture": std::env::consts::ARCH,
-                    "cpu": {"coreCount": facts.cores},
-                    "memoryInBytes": facts.memory_bytes,
+                    "cpu": {"coreCount": record.node.cpu_milli.div_ceil(1000)},
                 }],
             },
         },
     })
 }
 
-struct Run<'g> {
-    graph: &'g Graph,
+struct Run<'r> {
+    graph: &'r GraphFacts,
     executions: BTreeMap<InvocationId, Execution>,
     sizes: BTreeMap<Datum, u64>,
+    /// The case that each switch chose.
+    chosen: BTreeMap<u32, u32>,
 }
 
-impl<'g> Run<'g> {
-    fn read(graph: &'g Graph, journal: &Journal) -> Self {
-        let mut run = Run { graph, executions: BTreeMap::new(), sizes: BTreeMap::new() };
+impl<'r> Run<'r> {
+    fn read(record: &'r RunRecord) -> Self {
+        let graph = &record.graph;
+        let mut run =
+            Run { graph, executions: BTreeMap::new(), sizes: BTreeMap::new(), chosen: BTreeMap::new() };
         let mut began: BTreeMap<InvocationId, u64> = BTreeMap::new();
-        for record in &journal.records {
-            // A record of another graph tells nothing about this one.
-            if record.invocation.step as usize >= graph.steps.len() {
-                continue;
-            }
-            let InvocationId { step, item: invocation } = record.invocation;
-            match record.what {
-                What::Began => drop(began.insert(record.invocation, record.at.0)),
-                What::Sealed { port, item, bytes } => {
+        for event in record.events.iter().filter(|event| (event.step as usize) < graph.steps.len()) {
+            let (step, invocation) = (event.step, event.item);
+            let at = InvocationId { step, item: invocation };
+            match event.kind {
+                EventKind::Began => drop(began.insert(at, event.at_us)),
+                EventKind::Sealed { port, item, bytes } => {
                     // A later attempt puts the same objects again; the last counts.
                     run.sizes.insert(Datum::Output { step, invocation, port, item }, bytes);
                 }
-                What::Ended { ok: true, times } => {
-                    let began_us = began.get(&record.invocation).copied().unwrap_or(record.at.0);
-                    let runtime_us = times.total_us.max(record.at.0.saturating_sub(began_us));
-                    let execution = Execution { runtime_us, cpu_us: times.cpu_us };
-                    run.executions.insert(record.invocation, execution);
+                EventKind::Decided { choice } => drop(run.chosen.insert(step, choice)),
+                EventKind::Ended { ok: true, total_us, cpu_us, .. } => {
+                    let began_us = began.get(&at).copied().unwrap_or(event.at_us);
+                    let runtime_us = total_us.max(event.at_us.saturating_sub(began_us));
+                    run.executions.insert(at, Execution { runtime_us, cpu_us });
                 }
                 _ => {}
             }
@@ -156,23 +141,20 @@ impl<'g> Run<'g> {
 
     /// A task's id: the step's name, with the item of a foreach.
     fn task(&self, at: InvocationId) -> String {
-        let step = &self.graph.steps[at.step as usize];
-        match step.foreach {
-            Some(_) => format!("{}[{}]", step.name, at.item),
-            None => step.name.clone(),
-        }
+        invocation_name(self.graph, at.step, at.item)
     }
 
     /// A file's id: the task and the port, with the item of a list.
     fn file(&self, datum: Datum) -> String {
         match datum {
-            Datum::Input(input) => format!("inputs.{}", self.graph.inputs[usize::from(input)].name),
+            Datum::Input(input) => format!("inputs.{}", self.graph.inputs[usize::from(input)]),
             Datum::Output { step, invocation, port, item } => {
                 let task = self.task(InvocationId { step, item: invocation });
                 let port = &self.graph.steps[step as usize].outputs[usize::from(port)];
-                match port.kind {
-                    PortKind::Many => format!("{task}.{}[{item}]", port.name),
-                    PortKind::Plain | PortKind::Stream => format!("{task}.{}", port.name),
+                if port.many {
+                    format!("{task}.{}[{item}]", port.name)
+                } else {
+                    format!("{task}.{}", port.name)
                 }
             }
         }
@@ -192,22 +174,19 @@ impl<'g> Run<'g> {
     }
 
     /// What a reference stood for in this run.
-    fn data(&self, source: &Source, at: InvocationId) -> Vec<Datum> {
+    fn data(&self, source: &SourceFacts, at: InvocationId) -> Vec<Datum> {
         match *source {
-            Source::Const(_) => Vec::new(),
-            Source::Input(input) => vec![Datum::Input(input)],
-            Source::Output { step, port } | Source::Gather { step, port } => {
-                match &self.graph.steps[step as usize].kind {
-                    StepKind::Call(_) => self.written(step, None, Some(port)),
-                    // The journal does not tell which case was chosen; the first that has data was.
-                    StepKind::Switch(cases) => cases
-                        .iter()
-                        .map(|c| self.data(&c.value, at))
-                        .find(|d| !d.is_empty())
-                        .unwrap_or_default(),
+            SourceFacts::Const => Vec::new(),
+            SourceFacts::Input(input) => vec![Datum::Input(input)],
+            SourceFacts::Output { step, port } | SourceFacts::Gather { step, port } => {
+                let cases = &self.graph.steps[step as usize].cases;
+                if cases.is_empty() {
+                    return self.written(step, None, Some(port));
                 }
+                let chosen = self.chosen.get(&step).and_then(|choice| cases.get(*choice as usize));
+                chosen.map(|value| self.data(value, at)).unwrap_or_default()
             }
-            Source::Item => {
+            SourceFacts::Item => {
                 let Some(foreach) = &self.graph.steps[at.step as usize].foreach else { return Vec::new() };
                 let list = self.data(&foreach.over, at);
                 if foreach.json { list } else { list.get(at.item as usize).copied().into_iter().collect() }
@@ -218,7 +197,7 @@ impl<'g> Run<'g> {
     fn reads(&self, at: InvocationId) -> Vec<Datum> {
         let step = &self.graph.steps[at.step as usize];
         let reads: BTreeSet<Datum> =
-            step.inputs.iter().flat_map(|port| self.data(&port.source, at)).collect();
+            step.inputs.iter().flat_map(|(_, source)| self.data(source, at)).collect();
         reads.into_iter().collect()
     }
 
@@ -236,4 +215,27 @@ impl<'g> Run<'g> {
         parents.retain(|parent| self.executions.contains_key(parent));
         parents
     }
+}
+
+/// The run's graph for Graphviz: each step with its time and its bytes, each edge with what was read over it.
+pub fn dot(record: &RunRecord) -> String {
+    let timeline = Timeline::of(record);
+    let mut out = format!("digraph {} {{\n  rankdir=LR;\n", quoted(&record.summary.workflow));
+    out.push_str("  node [shape=box, style=rounded, fontname=\"sans-serif\", fontsize=11];\n");
+    out.push_str("  edge [fontname=\"sans-serif\", fontsize=9];\n");
+    for (index, step) in record.steps.iter().enumerate() {
+        let took = match (step.start_us, step.end_us) {
+            (Some(start_us), Some(end_us)) => time_text(end_us.saturating_sub(start_us)),
+            _ => step.state.clone(),
+        };
+        let items = step.items.map(|items| format!(", {items} items")).unwrap_or_default();
+        let label = format!("{}\n{took}{items}\n{}", step.name, bytes_text(step.bytes));
+        let _ = writeln!(out, "  s{index} [label={}];", quoted(&label));
+    }
+    for edge in &timeline.edges {
+        let label = quoted(&bytes_text(edge.bytes));
+        let _ = writeln!(out, "  s{} -> s{} [label={label}];", edge.from, edge.to);
+    }
+    out.push_str("}\n");
+    out
 }
