@@ -10,10 +10,17 @@
 //! - [`doctor`]: whether a machine is fit for a node;
 //! - [`netns`]: a network of namespaces, to measure and test in;
 //! - [`node`]: the engine that owns scheduler, store and function processes;
+//! - [`bundle`]: a workflow with the files it needs;
+//! - [`daemon`]: the node as a service, and [`api`], how it is asked over HTTP;
+//! - [`client`]: asking it;
 //! - [`cli`]: the command.
 
+pub mod api;
 pub mod bench;
+pub mod bundle;
 pub mod cli;
+pub mod client;
+pub mod daemon;
 pub mod doctor;
 pub mod graphview;
 pub mod history;

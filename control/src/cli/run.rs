@@ -5,6 +5,7 @@ use super::history::KeepArgs;
 use super::live::{Live, bytes_text, state_word};
 use super::open::open;
 use super::results;
+pub(super) use crate::api::start_policy as parse_start;
 use crate::history::{Facts, Printed, graph_facts, input_facts, new_run_name};
 use crate::node::{Given, Node, NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec, Spread};
 use crate::workflow::{self, Workflow};
@@ -65,19 +66,6 @@ pub(super) struct RunArgs {
     quiet: bool,
     #[command(flatten)]
     keep: KeepArgs,
-}
-
-pub(super) fn parse_start(text: &str) -> Result<StartPolicy, String> {
-    match text {
-        "eager" => Ok(StartPolicy::Eager),
-        "first-byte" => Ok(StartPolicy::FirstByte),
-        "all-ready" => Ok(StartPolicy::AllReady),
-        _ => text
-            .strip_prefix("first:")
-            .and_then(|k| k.parse().ok().filter(|k| *k > 0))
-            .map(StartPolicy::First)
-            .ok_or_else(|| "expected eager, first-byte, all-ready or first:K with K at least 1".into()),
-    }
 }
 
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {

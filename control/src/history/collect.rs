@@ -77,7 +77,7 @@ impl Facts<'_> {
             file: self.file,
             started_unix_us: now_us.saturating_sub(age_us),
             makespan_us: view.ended.map_or(age_us, since),
-            outcome: outcome(self.failure),
+            outcome: outcome_of(self.failure),
             steps: view.steps.len() as u32,
             attempts: attempts as u32,
             bytes: view.steps.iter().map(|s| s.bytes).sum(),
@@ -99,7 +99,8 @@ impl Facts<'_> {
     }
 }
 
-fn outcome(failure: Option<&RunFailure>) -> Outcome {
+/// How a run ended, in words that are short enough to be kept.
+pub(crate) fn outcome_of(failure: Option<&RunFailure>) -> Outcome {
     let Some(failure) = failure else { return Outcome::Done };
     let text = cut(&failure.to_string());
     match failure {

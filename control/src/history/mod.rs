@@ -17,9 +17,11 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use collect::outcome_of;
 pub use collect::{Facts, Printed, graph_facts, input_facts};
 pub use error::HistoryError;
 pub use id::new_run_name;
+pub(crate) use id::next as next_run_name;
 pub use record::{
     Event, EventKind, FailureFacts, ForeachFacts, GraphFacts, InputFacts, LogFacts, NodeFacts, Outcome,
     PortFacts, RunRecord, SourceFacts, StartFacts, StepFacts, StepRow, Summary,

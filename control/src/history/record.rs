@@ -64,7 +64,7 @@ pub struct Summary {
 }
 
 /// All that is kept of a run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// The run in one line.
     pub summary: Summary,

@@ -16,10 +16,10 @@ use dflow_core::graph::{Function, Graph, Policy, RunInput, Source, Step, StepInd
 use dflow_proto::limits::WORKFLOW_BYTES_MAX;
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "apiVersion",
     "kind",
     "metadata",
@@ -27,6 +27,7 @@ const KEYS: [&str; 10] = [
     "defaults",
     "start",
     "functions",
+    "files",
     "steps",
     "outputs",
     "policy",
@@ -81,6 +82,26 @@ pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Workflow, Report> {
     }
 }
 
+/// What else goes with the workflow when it is deployed.
+fn files(d: &mut Diagnostics<'_>, fields: &Fields<'_>, dir: &Path) -> Option<Vec<PathBuf>> {
+    fields.get("files")?;
+    let mut files = Vec::new();
+    for (text, span) in fields.texts(d, "files").unwrap_or_default() {
+        let path = PathBuf::from(text);
+        if path.is_absolute() {
+            let message = format!("`{}` under `files` is an absolute path", word(text));
+            let help = "name files relative to the workflow file; what is absolute must be on every node";
+            d.error_help(Code::BadValue, span, message, help);
+        } else if !dir.join(&path).exists() {
+            let message = format!("there is no file `{}`", dir.join(&path).display());
+            let help = "paths are relative to the directory of the workflow file";
+            d.warn(Code::MissingFile, span, message, help);
+        }
+        files.push(path);
+    }
+    Some(files)
+}
+
 /// What the top of a file says about the workflow as a whole.
 struct Header {
     name: String,
@@ -94,6 +115,7 @@ fn document(d: &mut Diagnostics<'_>, root: &Node, file: &str, dir: &Path) -> Opt
     let defaults = defaults(d, &fields);
     let inputs = fields.get("inputs").map(|node| inputs::read(d, node)).unwrap_or_default();
     let mut functions = Functions::read(d, fields.get("functions"), dir);
+    let files = files(d, &fields, dir);
     let top = Span { start: root.span.start, end: root.span.start };
     let steps =
         fields.need(d, "steps", top).map(|node| (node, step::read(d, node, &mut functions, &defaults, dir)));
@@ -149,6 +171,7 @@ fn document(d: &mut Diagnostics<'_>, root: &Node, file: &str, dir: &Path) -> Opt
         text: Arc::from(""),
         file: file.to_owned(),
         source_dir: dir.to_owned(),
+        files,
         warnings: Report::default(),
     })
 }

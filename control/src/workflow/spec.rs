@@ -49,6 +49,9 @@ pub struct Workflow {
     pub file: String,
     /// The directory that relative paths in the file are relative to.
     pub source_dir: PathBuf,
+    /// `files`: what else the functions need, relative to [`source_dir`](Workflow::source_dir); `None`
+    /// if the file does not say.
+    pub files: Option<Vec<PathBuf>>,
     /// What is suspect but no error.
     pub warnings: Report,
 }

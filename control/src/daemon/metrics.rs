@@ -1,0 +1,222 @@
+//! What a node counts, in the form that Prometheus reads.
+
+use crate::history::Outcome;
+use crate::node::{Journal, NodeStats, PoolView, What};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+/// How a run ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// A part of an attempt's time.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: &'static str,
+}
+
+/// A state of function processes.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PoolLabel {
+    function: String,
+    runtime: &'static str,
+    state: &'static str,
+}
+
+/// A kind of the store's memory.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+/// How objects came from a peer.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TransferLabel {
+    transport: String,
+    peer: String,
+}
+
+/// The counters of a node. What the engine knows is looked up when it is asked for.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    /// Runs that were begun.
+    pub submitted: Counter,
+    /// Submissions that were told to come back.
+    pub refused: Counter,
+    /// Runs whose record could not be written.
+    pub unrecorded: Counter,
+    /// Bytes of inputs that were streamed in.
+    pub input_bytes: Counter,
+    /// Bytes of outputs that were streamed out.
+    pub output_bytes: Counter,
+    ended: Family<ResultLabel, Counter>,
+    run_seconds: Family<ResultLabel, Histogram>,
+    phase_seconds: Family<PhaseLabel, Histogram>,
+    attempts: Family<ResultLabel, Counter>,
+    retries: Counter,
+    runs: Gauge,
+    store_bytes: Family<KindLabel, Gauge>,
+    store_objects: Family<KindLabel, Gauge>,
+    spills: Gauge,
+    loads: Gauge,
+    invocations: Family<KindLabel, Gauge>,
+    workers: Family<PoolLabel, Gauge>,
+    transfer_bytes: Family<TransferLabel, Histogram>,
+    transfer_seconds: Family<TransferLabel, Histogram>,
+}
+
+/// From 100 us to 400 s.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(1e-4, 4.0, 12))
+}
+
+/// From 1 KiB to 16 GiB.
+fn sizes() -> Histogram {
+    Histogram::new(exponential_buckets(1024.0, 8.0, 9))
+}
+
+impl Metrics {
+    /// All zero.
+    pub fn new(node: &str) -> Metrics {
+        let metrics = Metrics {
+            registry: Mutex::new(Registry::with_labels(
+                [("node".into(), node.to_owned().into())].into_iter(),
+            )),
+            submitted: Counter::default(),
+            refused: Counter::default(),
+            unrecorded: Counter::default(),
+            input_bytes: Counter::default(),
+            output_bytes: Counter::default(),
+            ended: Family::default(),
+            run_seconds: Family::new_with_constructor(seconds),
+            phase_seconds: Family::new_with_constructor(seconds),
+            attempts: Family::default(),
+            retries: Counter::default(),
+            runs: Gauge::default(),
+            store_bytes: Family::default(),
+            store_objects: Family::default(),
+            spills: Gauge::default(),
+            loads: Gauge::default(),
+            invocations: Family::default(),
+            workers: Family::default(),
+            transfer_bytes: Family::new_with_constructor(sizes),
+            transfer_seconds: Family::new_with_constructor(seconds),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let r = registry.sub_registry_with_prefix("dflow");
+        r.register("runs_submitted", "Runs that were begun", self.submitted.clone());
+        r.register("runs_refused", "Submissions told to come back later", self.refused.clone());
+        r.register("runs_unrecorded", "Runs whose record could not be written", self.unrecorded.clone());
+        r.register("runs_ended", "Runs that ended, by result", self.ended.clone());
+        r.register("runs_under_way", "Runs that are open or under way", self.runs.clone());
+        let (run, phase) = (self.run_seconds.clone(), self.phase_seconds.clone());
+        r.register_with_unit("run", "From a run's submission to its end", Unit::Seconds, run);
+        r.register_with_unit("attempt_phase", "Where the time of attempts went", Unit::Seconds, phase);
+        r.register("attempts", "Attempts that ended, by result", self.attempts.clone());
+        r.register("retries", "Attempts that were tried again", self.retries.clone());
+        r.register_with_unit("store", "Memory and disk of the store", Unit::Bytes, self.store_bytes.clone());
+        r.register("store_objects", "Objects of the store", self.store_objects.clone());
+        r.register("store_spills", "Objects ever written to disk", self.spills.clone());
+        r.register("store_loads", "Objects ever brought back", self.loads.clone());
+        r.register("invocations", "Invocations now, and what bounds them", self.invocations.clone());
+        r.register("workers", "Function processes", self.workers.clone());
+        let (bytes, time) = (self.transfer_bytes.clone(), self.transfer_seconds.clone());
+        r.register_with_unit("transfer", "Sizes of objects from peers", Unit::Bytes, bytes);
+        r.register_with_unit("transfer_time", "Times of objects from peers", Unit::Seconds, time);
+        r.register_with_unit("api_input", "Inputs streamed in", Unit::Bytes, self.input_bytes.clone());
+        r.register_with_unit("api_output", "Outputs streamed out", Unit::Bytes, self.output_bytes.clone());
+    }
+
+    /// A run is over, so long after its submission.
+    pub fn ended(&self, outcome: &Outcome, took: Duration) {
+        let label = ResultLabel { result: outcome.word() };
+        self.ended.get_or_create(&label).inc();
+        self.run_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// Where the time of a run's attempts went.
+    pub fn phases(&self, journal: &Journal) {
+        for record in &journal.records {
+            let What::Ended { ok, times } = record.what else { continue };
+            self.attempts.get_or_create(&ResultLabel { result: if ok { "done" } else { "failed" } }).inc();
+            let compute = times.total_us.saturating_sub(times.setup_us + times.wait_us + times.put_us);
+            let phases = [
+                ("setup", times.setup_us),
+                ("wait", times.wait_us),
+                ("put", times.put_us),
+                ("compute", compute),
+            ];
+            for (phase, us) in phases {
+                self.phase_seconds.get_or_create(&PhaseLabel { phase }).observe(us as f64 / 1e6);
+            }
+        }
+        self.retries.inc_by(journal.failures.iter().filter(|f| f.retried).count() as u64);
+    }
+
+    /// An object has come from a peer.
+    pub fn transferred(&self, transport: &str, peer: &str, bytes: u64, took: Duration) {
+        let label = TransferLabel { transport: transport.to_owned(), peer: peer.to_owned() };
+        self.transfer_bytes.get_or_create(&label).observe(bytes as f64);
+        self.transfer_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// All of it as text, with what the engine says of itself now.
+    pub fn text(&self, runs: usize, stats: Option<&NodeStats>, pools: &[PoolView]) -> String {
+        self.runs.set(runs as i64);
+        if let Some(stats) = stats {
+            let store = &stats.store;
+            for (kind, value) in [
+                ("arena", store.arena_bytes),
+                ("arena_used", store.arena_used_bytes),
+                ("dedicated", store.dedicated_bytes),
+                ("overflow", store.overflow_bytes),
+                ("spilled", store.spilled_bytes),
+            ] {
+                self.store_bytes.get_or_create(&KindLabel { kind }).set(value as i64);
+            }
+            for (kind, value) in [("all", store.objects), ("on_disk", store.objects_on_disk)] {
+                self.store_objects.get_or_create(&KindLabel { kind }).set(i64::from(value));
+            }
+            self.spills.set(store.spills as i64);
+            self.loads.set(store.loads as i64);
+            let load = &stats.load;
+            for (kind, value) in [
+                ("ready", i64::from(load.ready)),
+                ("early", i64::from(load.early)),
+                ("blocked", i64::from(load.blocked)),
+                ("slots_used", i64::from(load.slots_used)),
+                ("cpu_milli_used", load.cpu_milli_used),
+            ] {
+                self.invocations.get_or_create(&KindLabel { kind }).set(value);
+            }
+        }
+        self.workers.clear();
+        for pool in pools {
+            for (state, value) in [("busy", pool.workers.saturating_sub(pool.idle)), ("idle", pool.idle)] {
+                let label = PoolLabel { function: pool.function.clone(), runtime: pool.runtime, state };
+                self.workers.get_or_create(&label).inc_by(i64::from(value));
+            }
+        }
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &registry);
+        text
+    }
+}
