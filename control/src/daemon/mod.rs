@@ -8,6 +8,7 @@ mod recorder;
 mod registry;
 mod run;
 mod runs;
+mod service;
 
 pub use error::{DaemonError, Refusal, RegistryError};
 pub use metrics::Metrics;
@@ -15,3 +16,4 @@ pub use registry::{Deployed, Registry, Row, Spool};
 pub use run::{Ended, Output, Phase, Run};
 pub(crate) use runs::blocking;
 pub use runs::{Filling, Runs, Submission};
+pub use service::run;

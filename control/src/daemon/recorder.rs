@@ -2,7 +2,7 @@
 
 use super::metrics::Metrics;
 use super::run::Run;
-use crate::history::{Facts, History, Outcome, RunRecord};
+use crate::history::{Facts, History, RunRecord};
 use crate::node::NodeConfig;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts the thread; it ends when all senders are gone and everything is written.
 pub(super) fn start(
-    history: Option<History>,
+    history: History,
     config: NodeConfig,
     metrics: Arc<Metrics>,
     queue_max: usize,
@@ -26,7 +26,7 @@ pub(super) fn start(
         let mut batch = Vec::new();
         while runs.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
             let begun = Instant::now();
-            record(history.as_ref(), &batch, &config, &metrics);
+            record(&history, &batch, &config, &metrics);
             batch.clear();
             // More comes together meanwhile; an idle node writes at once.
             std::thread::sleep(PAUSE.saturating_sub(begun.elapsed()));
@@ -35,11 +35,9 @@ pub(super) fn start(
     Ok((sender, thread))
 }
 
-fn record(history: Option<&History>, runs: &[Arc<Run>], config: &NodeConfig, metrics: &Metrics) {
+fn record(history: &History, runs: &[Arc<Run>], config: &NodeConfig, metrics: &Metrics) {
     let records: Vec<RunRecord> = runs.iter().filter_map(|run| record_of(run, config, metrics)).collect();
-    if let Some(history) = history
-        && let Err(error) = history.save_all(&records)
-    {
+    if let Err(error) = history.save_all(&records) {
         metrics.unrecorded.inc_by(records.len() as u64);
         tracing::error!(%error, runs = records.len(), "runs are not kept");
     }
@@ -67,9 +65,6 @@ fn record_of(run: &Run, config: &NodeConfig, metrics: &Metrics) -> Option<RunRec
     }
     .record();
     record.summary.started_unix_us = run.opened_unix_us;
-    record.summary.outcome = match &ended.outcome {
-        Outcome::Done => Outcome::Done,
-        told => told.clone(),
-    };
+    record.summary.outcome = ended.outcome;
     Some(record)
 }
