@@ -1,6 +1,7 @@
-//! `dflow ps`, `dflow show`, `dflow logs`: past runs.
+//! `dflow ps`, `dflow show`, `dflow logs`: past runs of this machine, or runs of a node if one is named.
 
 use super::exit::Exit;
+use super::remote::{self, ServerArgs};
 use crate::history::{
     FailureFacts, History, HistoryError, Outcome, RUNS_DEFAULT_MAX, RunRecord, Summary, default_dir,
 };
@@ -43,6 +44,20 @@ pub(super) enum Form {
     Table,
     /// For scripts
     Json,
+    /// For scripts, and easier to read
+    Yaml,
+}
+
+impl Form {
+    /// Prints a value for scripts.
+    pub(super) fn print(self, value: &impl serde::Serialize) -> Exit {
+        // Plain data always encodes.
+        let value = serde_json::to_value(value).unwrap_or_default();
+        match self {
+            Form::Yaml => print(&serde_saphyr::to_string(&value).unwrap_or_default()),
+            Form::Table | Form::Json => print(&format!("{value:#}\n")),
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -54,6 +69,8 @@ pub(super) struct PsArgs {
     output: Form,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -64,6 +81,8 @@ pub(super) struct ShowArgs {
     output: Form,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -72,13 +91,23 @@ pub(super) struct LogsArgs {
     run: String,
     /// Only this step: its name, or `name[item]` for one item of a foreach
     step: Option<String>,
+    /// Go on until the run ends; only of a node
+    #[arg(short, long)]
+    follow: bool,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 impl PlaceArgs {
     fn history(&self) -> Result<History, HistoryError> {
         self.dir.clone().or_else(default_dir).map(History::at).ok_or(HistoryError::NoPlace)
+    }
+
+    /// The run of this name: of the node, if one is given, else of this machine.
+    pub(super) fn load_from(&self, server: &ServerArgs, run: &str) -> Result<RunRecord, Exit> {
+        if server.is_given() { remote::record(server, run) } else { self.load(run) }
     }
 
     /// The run of this name, or the exit code after having said why there is none.
@@ -129,13 +158,15 @@ pub(super) fn print(text: &str) -> Exit {
 }
 
 pub(super) fn ps(args: &PsArgs) -> Exit {
+    if args.server.is_given() {
+        return remote::ps(&args.server, args.number, args.output);
+    }
     let summaries = match args.place.history().and_then(|history| history.list(args.number)) {
         Ok(summaries) => summaries,
         Err(error) => return told(error),
     };
-    if args.output == Form::Json {
-        let list: Vec<Value> = summaries.iter().map(summary_json).collect();
-        return print(&format!("{:#}\n", Value::from(list)));
+    if args.output != Form::Table {
+        return args.output.print(&summaries.iter().map(summary_json).collect::<Vec<Value>>());
     }
     let row = |s: &Summary| {
         vec![
@@ -164,13 +195,19 @@ fn summary_json(s: &Summary) -> Value {
 }
 
 pub(super) fn show(args: &ShowArgs) -> Exit {
-    let record = match args.place.load(&args.run) {
+    if args.server.is_given() {
+        match remote::show_live(&args.server, &args.run, args.output) {
+            Ok(None) => {}
+            Ok(Some(code)) | Err(code) => return code,
+        }
+    }
+    let record = match args.place.load_from(&args.server, &args.run) {
         Ok(record) => record,
         Err(code) => return code,
     };
     let timeline = Timeline::of(&record);
     match args.output {
-        Form::Json => print(&format!("{:#}\n", show_json(&record, &timeline))),
+        Form::Json | Form::Yaml => args.output.print(&show_json(&record, &timeline)),
         Form::Table => print(&show_text(&record, &timeline)),
     }
 }
@@ -291,7 +328,10 @@ fn failure_text(record: &RunRecord, failure: &FailureFacts) -> String {
 }
 
 pub(super) fn logs(args: &LogsArgs) -> Exit {
-    let record = match args.place.load(&args.run) {
+    if args.server.is_given() {
+        return remote::logs(&args.server, &args.run, args.step.as_deref(), args.follow);
+    }
+    let record = match args.place.load_from(&args.server, &args.run) {
         Ok(record) => record,
         Err(code) => return code,
     };

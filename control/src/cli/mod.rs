@@ -9,8 +9,10 @@ mod history;
 mod import;
 mod lint;
 mod live;
+mod node;
 mod open;
 mod plan;
+mod remote;
 mod report;
 mod results;
 mod run;
@@ -49,10 +51,27 @@ enum Command {
     /// Write a past run in the form of another tool
     Export(export::ExportArgs),
     /// List past runs
+    /// Run a node: a service that takes workflows and runs over HTTP
+    Node(Box<node::NodeArgs>),
+    /// Look at a node's configuration
+    Config(node::ConfigArgs),
+    /// Give a workflow with its files to a node
+    Deploy(remote::DeployArgs),
+    /// Begin a run at a node
+    Submit(remote::SubmitArgs),
+    /// Wait for the end of a node's run
+    Wait(remote::WaitArgs),
+    /// Fetch outputs of a node's run
+    Get(remote::GetArgs),
+    /// End a node's run
+    Cancel(remote::CancelArgs),
+    /// List the nodes
+    Nodes(remote::NodesArgs),
+    /// List runs: of a node if DFLOW_SERVER or --server names one, else past runs of this machine
     Ps(history::PsArgs),
-    /// Show a past run: result, inputs, steps, failures
+    /// Show a run: result, inputs, steps, failures
     Show(history::ShowArgs),
-    /// Print what functions printed in a past run
+    /// Print what functions printed in a run
     Logs(history::LogsArgs),
     /// Write a past run as a trace for Perfetto
     Trace(trace::TraceArgs),
@@ -67,7 +86,10 @@ enum Command {
 /// Parses the command line, runs it, and returns the documented exit code.
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    init_logging(args.log.as_deref());
+    // A node's configuration says how it logs.
+    if !matches!(args.command, Command::Node(_)) {
+        init_logging(args.log.as_deref());
+    }
     let code = match args.command {
         Command::Run(args) => run::run(&args),
         Command::Lint(args) => lint::run(&args),
@@ -76,6 +98,14 @@ pub fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Node(args) => node::run(&args),
+        Command::Config(args) => node::config(&args),
+        Command::Deploy(args) => remote::deploy(&args),
+        Command::Submit(args) => remote::submit(&args),
+        Command::Wait(args) => remote::wait(&args),
+        Command::Get(args) => remote::get(&args),
+        Command::Cancel(args) => remote::cancel(&args),
+        Command::Nodes(args) => remote::nodes(&args),
         Command::Ps(args) => history::ps(&args),
         Command::Show(args) => history::show(&args),
         Command::Logs(args) => history::logs(&args),

@@ -19,7 +19,7 @@ pub(super) fn open_with(path: &Path, options: &ImportOptions) -> Result<Workflow
         None => match workflow::load(path) {
             Ok(workflow) => {
                 eprint!("{}", workflow.warnings);
-                Ok(workflow)
+                Ok((workflow, None))
             }
             Err(report) => {
                 eprint!("{report}");
@@ -46,8 +46,9 @@ fn foreign(path: &Path, options: &ImportOptions) -> Option<Result<Workflow, Exit
     };
     imported.warnings.iter().for_each(|warning| eprintln!("warning: {name}: {warning}"));
     let dir = path.parent().unwrap_or(Path::new("."));
-    Some(workflow::parse(&imported.yaml, &format!("{name} (imported)"), dir).map_err(|report| {
+    let parsed = workflow::parse(&imported.yaml, &format!("{name} (imported)"), dir).map_err(|report| {
         eprint!("{report}");
         Exit::Usage
-    }))
+    });
+    Some(parsed.map(|workflow| (workflow, imported.yaml)))
 }

@@ -22,10 +22,12 @@ pub(super) struct TraceArgs {
     output: Option<PathBuf>,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    server: super::remote::ServerArgs,
 }
 
 pub(super) fn run(args: &TraceArgs) -> Exit {
-    let record = match args.place.load(&args.run) {
+    let record = match args.place.load_from(&args.server, &args.run) {
         Ok(record) => record,
         Err(code) => return code,
     };
