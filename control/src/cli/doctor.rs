@@ -24,7 +24,9 @@ pub(super) fn run(args: &DoctorArgs) -> Exit {
     let findings = examine(&args.spill, &args.python);
     let code = if findings.iter().any(|f| f.grade == Grade::Fail) { Exit::Environment } else { Exit::Ok };
     let printed = match args.output {
-        Form::Json => print(&format!("{:#}\n", findings.iter().map(finding_json).collect::<Value>())),
+        Form::Json | Form::Yaml => {
+            print(&format!("{:#}\n", findings.iter().map(finding_json).collect::<Value>()))
+        }
         Form::Table => print(&findings_text(&findings)),
     };
     if printed == Exit::Ok { code } else { printed }

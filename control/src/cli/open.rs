@@ -9,13 +9,22 @@ use std::path::Path;
 
 /// Loads the file and prints what is suspect, or prints what is wrong.
 pub(super) fn open(path: &Path) -> Result<Workflow, Exit> {
-    open_with(path, &ImportOptions::default())
+    Ok(source(path)?.0)
 }
 
-/// The same, with a say in how a foreign file is imported.
+/// As [`open`]; with the text of what was imported, which is in no file.
+pub(super) fn source(path: &Path) -> Result<(Workflow, Option<String>), Exit> {
+    source_with(path, &ImportOptions::default())
+}
+
+/// As [`open`], with a say in how a foreign file is imported.
 pub(super) fn open_with(path: &Path, options: &ImportOptions) -> Result<Workflow, Exit> {
+    Ok(source_with(path, options)?.0)
+}
+
+fn source_with(path: &Path, options: &ImportOptions) -> Result<(Workflow, Option<String>), Exit> {
     match foreign(path, options) {
-        Some(imported) => imported,
+        Some(imported) => imported.map(|(workflow, text)| (workflow, Some(text))),
         None => match workflow::load(path) {
             Ok(workflow) => {
                 eprint!("{}", workflow.warnings);
@@ -31,7 +40,7 @@ pub(super) fn open_with(path: &Path, options: &ImportOptions) -> Result<Workflow
 
 /// The workflow of another system's file; `None` if it is none, or
 /// cannot be read (which `workflow::load` then words).
-fn foreign(path: &Path, options: &ImportOptions) -> Option<Result<Workflow, Exit>> {
+fn foreign(path: &Path, options: &ImportOptions) -> Option<Result<(Workflow, String), Exit>> {
     let file = std::fs::File::open(path).ok().filter(|f| f.metadata().is_ok_and(|m| m.is_file()))?;
     let mut bytes = Vec::new();
     file.take(WORKFLOW_BYTES_MAX + 1).read_to_end(&mut bytes).ok()?;
