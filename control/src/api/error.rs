@@ -76,6 +76,10 @@ impl From<Refusal> for ApiError {
             Refusal::Submit(SubmitError::Store { .. }) => {
                 of(StatusCode::INSUFFICIENT_STORAGE, "store_full").retry(5)
             }
+            Refusal::Submit(SubmitError::Spread { .. }) => of(StatusCode::CONFLICT, "spread"),
+            Refusal::Submit(SubmitError::Refused { .. } | SubmitError::Silent { .. }) => {
+                of(StatusCode::SERVICE_UNAVAILABLE, "peer").retry(5)
+            }
             Refusal::Submit(SubmitError::NodeGone) => ApiError::gone(),
             Refusal::Busy { retry_s, .. } => of(StatusCode::TOO_MANY_REQUESTS, "busy").retry(retry_s),
             Refusal::Draining { .. } => of(StatusCode::SERVICE_UNAVAILABLE, "draining").retry(30),
