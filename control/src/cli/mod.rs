@@ -68,6 +68,9 @@ enum Command {
     /// List the nodes
     Nodes(remote::NodesArgs),
     /// List runs: of a node if DFLOW_SERVER or --server names one, else past runs of this machine
+    /// Write a past run in the form of another tool
+    Export(export::ExportArgs),
+    /// List past runs
     Ps(history::PsArgs),
     /// Show a run: result, inputs, steps, failures
     Show(history::ShowArgs),
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Get(args) => remote::get(&args),
         Command::Cancel(args) => remote::cancel(&args),
         Command::Nodes(args) => remote::nodes(&args),
+        Command::Export(args) => export::run(&args),
         Command::Ps(args) => history::ps(&args),
         Command::Show(args) => history::show(&args),
         Command::Logs(args) => history::logs(&args),
