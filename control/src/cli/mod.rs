@@ -1,6 +1,7 @@
 //! The `dflow` command: what it accepts, and which part of the house answers.
 
 mod bench;
+mod dev;
 mod doctor;
 mod exit;
 mod export;
@@ -53,6 +54,8 @@ enum Command {
     /// List past runs
     /// Run a node: a service that takes workflows and runs over HTTP
     Node(Box<node::NodeArgs>),
+    /// Run several nodes on this machine, to try and to test
+    Dev(dev::DevArgs),
     /// Look at a node's configuration
     Config(node::ConfigArgs),
     /// Give a workflow with its files to a node
@@ -67,10 +70,9 @@ enum Command {
     Cancel(remote::CancelArgs),
     /// List the nodes
     Nodes(remote::NodesArgs),
-    /// List runs: of a node if DFLOW_SERVER or --server names one, else past runs of this machine
     /// Write a past run in the form of another tool
     Export(export::ExportArgs),
-    /// List past runs
+    /// List runs: of a node if DFLOW_SERVER or --server names one, else past runs of this machine
     Ps(history::PsArgs),
     /// Show a run: result, inputs, steps, failures
     Show(history::ShowArgs),
@@ -102,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Node(args) => node::run(&args),
+        Command::Dev(args) => dev::run(&args),
         Command::Config(args) => node::config(&args),
         Command::Deploy(args) => remote::deploy(&args),
         Command::Submit(args) => remote::submit(&args),

@@ -1,5 +1,6 @@
 //! `dflow node`: the engine with all that stands around it.
 
+mod cluster;
 pub mod config;
 mod error;
 mod metrics;

@@ -1,5 +1,6 @@
 //! The life of a node as a service: ports first, then the engine, then ready; and the way back.
 
+use super::cluster::cluster;
 use super::config::{Loaded, is_loopback};
 use super::error::DaemonError;
 use super::metrics::Metrics;
@@ -51,6 +52,7 @@ async fn serve(mut loaded: Loaded, ready: impl FnOnce(&str)) -> Result<(), Daemo
     let mut signals = Signals::new()?;
     let (listener, address) = listen("api", &loaded.settings.api).await?;
     loaded.settings.api = address;
+    loaded.settings.node.cluster = cluster(&loaded)?;
     let settings = Arc::new(loaded.settings);
     let registry = Arc::new(Registry::open(&settings.state_dir)?);
     let node = Arc::new(Node::start(settings.node.clone())?);

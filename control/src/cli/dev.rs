@@ -1,0 +1,232 @@
+//! `dflow dev`: a cluster on this machine, for as long as the command runs.
+//!
+//! The nodes are real `dflow node` processes with a folder of their own each. On loopback anyone may use it; with a
+//! bandwidth each node is in a network namespace of its own, whose link is shaped.
+
+use super::exit::Exit;
+use crate::netns::Lab;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The first node's API on loopback; each node takes two ports.
+const PORT: u16 = 7400;
+/// How long the nodes may take until they answer.
+const READY_MAX: Duration = Duration::from_secs(20);
+/// How long they may take to end.
+const END_MAX: Duration = Duration::from_secs(35);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  dflow dev --nodes 3
+  DFLOW_SERVER=127.0.0.1:7400 dflow submit --watch workflow.yaml
+  dflow dev --nodes 3 --bandwidth 50        # as root: own namespaces, shaped links")]
+pub(super) struct DevArgs {
+    /// Nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16), value_name = "N")]
+    nodes: u16,
+    /// Cores that each node gives its functions
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024), value_name = "K")]
+    cpus: u32,
+    /// Megabytes a second that leave each node at most (needs root: namespaces and tc)
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), value_name = "MB/S")]
+    bandwidth: Option<u64>,
+    /// Memory of each node's store
+    #[arg(long, default_value = "1GiB", value_name = "SIZE")]
+    store: String,
+}
+
+/// A node's addresses.
+struct Ends {
+    name: String,
+    api: SocketAddr,
+    data: SocketAddr,
+}
+
+pub(super) fn run(args: &DevArgs) -> Exit {
+    match cluster(args) {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            Exit::Environment
+        }
+    }
+}
+
+fn cluster(args: &DevArgs) -> anyhow::Result<()> {
+    let lab = match args.bandwidth {
+        Some(mb) => Some(Lab::new(args.nodes.into(), Some(mb * 1_000_000))?),
+        None => None,
+    };
+    let folder = tempdir()?;
+    let secret = folder.path().join("secret");
+    write_secret(&secret)?;
+    let ends: Vec<Ends> = (0..args.nodes).map(|node| ends(node, lab.as_ref())).collect();
+    let mut nodes = Nodes(Vec::new());
+    for (index, own) in ends.iter().enumerate() {
+        let peers: Vec<String> = ends
+            .iter()
+            .filter(|other| other.name != own.name)
+            .map(|other| format!("{}={},{}", other.name, other.data, other.api))
+            .collect();
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("node").args(["--name", &own.name]).arg("--state").arg(folder.path().join(&own.name));
+        command.args(["--api", &own.api.to_string(), "--data", &own.data.to_string()]);
+        command.arg("--secret-file").arg(&secret);
+        command.args(["--cpus", &args.cpus.to_string(), "--store", &args.store, "--log", "warn"]);
+        if !peers.is_empty() {
+            command.args(["--peers", &peers.join(" ")]);
+        }
+        if let Some(lab) = &lab {
+            lab.enter(index, &mut command);
+        }
+        nodes.0.push(command.stdin(Stdio::null()).spawn()?);
+    }
+    await_ready(&mut nodes, &ends, lab.as_ref())?;
+    let server = ends[0].api;
+    eprintln!("{} nodes are up; the first answers at {server}. In another terminal:", ends.len());
+    let within = lab.as_ref().map_or(String::new(), |lab| format!("ip netns exec {} ", lab.namespace(0)));
+    eprintln!("  export DFLOW_SERVER={server} DFLOW_SECRET_FILE={}", secret.display());
+    eprintln!("  {within}dflow nodes");
+    eprintln!("  {within}dflow submit --watch WORKFLOW.yaml");
+    eprintln!("Ctrl-C ends them.");
+    let ended = nodes.until_interrupted()?;
+    if let Some(index) = ended {
+        anyhow::bail!("node {} has ended by itself; what it wrote above says why", ends[index].name);
+    }
+    Ok(())
+}
+
+fn ends(node: u16, lab: Option<&Lab>) -> Ends {
+    let name = format!("n{node}");
+    match lab {
+        Some(lab) => {
+            let host = lab.address(node.into());
+            Ends { name, api: (host, PORT).into(), data: (host, PORT + 1).into() }
+        }
+        None => {
+            let port = PORT + 2 * node;
+            Ends { name, api: ([127, 0, 0, 1], port).into(), data: ([127, 0, 0, 1], port + 1).into() }
+        }
+    }
+}
+
+/// A folder that goes with the command.
+fn tempdir() -> anyhow::Result<Folder> {
+    let path = std::env::temp_dir().join(format!("dflow-dev-{}", std::process::id()));
+    std::fs::create_dir(&path)?;
+    Ok(Folder(path))
+}
+
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be removed is in the folder for temporary files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn write_secret(path: &Path) -> anyhow::Result<()> {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut bytes = [0_u8; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// The node processes. Dropped, they are told to end and waited for.
+struct Nodes(Vec<Child>);
+
+impl Nodes {
+    /// The first that has ended, if one has.
+    fn ended(&mut self) -> anyhow::Result<Option<usize>> {
+        for (index, child) in self.0.iter_mut().enumerate() {
+            if child.try_wait()?.is_some() {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+
+    fn until_interrupted(&mut self) -> anyhow::Result<Option<usize>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+            let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => return Ok(None),
+                    _ = terminate.recv() => return Ok(None),
+                    () = tokio::time::sleep(Duration::from_millis(200)) => {
+                        if let Some(index) = self.ended()? {
+                            return Ok(Some(index));
+                        }
+                    }
+                }
+            }
+        })
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for child in &self.0 {
+            if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
+                // One that has ended already needs no word.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+        }
+        let deadline = Instant::now() + END_MAX;
+        for child in &mut self.0 {
+            while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            // Past its time, or gone: neither can fail in a way that matters now.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn await_ready(nodes: &mut Nodes, ends: &[Ends], lab: Option<&Lab>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + READY_MAX;
+    for (index, own) in ends.iter().enumerate() {
+        loop {
+            if answers(own.api, index, lab) {
+                break;
+            }
+            if let Some(index) = nodes.ended()? {
+                anyhow::bail!("node {} could not start; what it wrote above says why", ends[index].name);
+            }
+            if Instant::now() > deadline {
+                anyhow::bail!("node {} does not answer at {} after {READY_MAX:?}", own.name, own.api);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    Ok(())
+}
+
+/// Whether somebody accepts at `api`, as seen from the node itself.
+fn answers(api: SocketAddr, node: usize, lab: Option<&Lab>) -> bool {
+    let connects = || TcpStream::connect_timeout(&api, Duration::from_millis(200)).is_ok();
+    match lab {
+        None => connects(),
+        // A thread that has entered a namespace stays there.
+        Some(lab) => std::thread::scope(|scope| {
+            scope.spawn(|| lab.enter_thread(node).is_ok() && connects()).join().unwrap_or(false)
+        }),
+    }
+}
