@@ -77,7 +77,6 @@ fn contenders_deliver_the_same_and_figures_agree() {
     // Control flow shows no overlap of data.
     let streamed =
         |contender: &str| row(&figures, contender)["overlaps"][2]["count"].as_f64().expect("a count");
-    let streamed = |contender: &str| row(&figures, contender)["overlaps"][2]["count"].as_f64().expect("a count");
     assert_eq!((streamed("same-store"), streamed("without-streaming")), (0.0, 0.0), "{figures}");
     let chart = std::fs::read_to_string(scene.path("r.svg")).expect("a chart");
     assert!(chart.starts_with("<svg") && chart.contains("without-hand-over"), "{chart}");

@@ -191,7 +191,7 @@ mod tests {
     fn the_description_has_every_route() {
         let description: serde_json::Value = serde_json::from_str(&description()).expect("JSON");
         let paths = description["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 20, "{:?}", paths.keys().collect::<Vec<_>>());
+        assert_eq!(paths.len(), 21, "{:?}", paths.keys().collect::<Vec<_>>());
         assert!(description["components"]["schemas"]["RunStatus"].is_object());
     }
 }

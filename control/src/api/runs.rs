@@ -12,6 +12,7 @@ use crate::node::Given;
 use crate::report;
 use crate::trace::Timeline;
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -221,6 +222,9 @@ pub(super) async fn show(
 pub(super) async fn begin(
     State(api): State<Api>,
     Path(name): Path<String>,
+    // Nothing in it matters, but an answer before its end would close the connection on a client that
+    // still sends.
+    _: Bytes,
 ) -> Result<Json<Submitted>, ApiError> {
     let run = api.runs.find(&name)?;
     api.runs.begin(&run).await?;

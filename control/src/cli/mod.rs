@@ -51,7 +51,6 @@ enum Command {
     Import(import::ImportArgs),
     /// Write a past run in the form of another tool
     Export(export::ExportArgs),
-    /// List past runs
     /// Run a node: a service that takes workflows and runs over HTTP
     Node(Box<node::NodeArgs>),
     /// Run several nodes on this machine, to try and to test
@@ -70,8 +69,6 @@ enum Command {
     Cancel(remote::CancelArgs),
     /// List the nodes
     Nodes(remote::NodesArgs),
-    /// Write a past run in the form of another tool
-    Export(export::ExportArgs),
     /// List runs: of a node if DFLOW_SERVER or --server names one, else past runs of this machine
     Ps(history::PsArgs),
     /// Show a run: result, inputs, steps, failures
@@ -112,7 +109,6 @@ pub fn main() -> ExitCode {
         Command::Get(args) => remote::get(&args),
         Command::Cancel(args) => remote::cancel(&args),
         Command::Nodes(args) => remote::nodes(&args),
-        Command::Export(args) => export::run(&args),
         Command::Ps(args) => history::ps(&args),
         Command::Show(args) => history::show(&args),
         Command::Logs(args) => history::logs(&args),

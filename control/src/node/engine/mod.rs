@@ -423,12 +423,11 @@ impl Engine {
                     self.tell_to_begin(run);
                 }
                 self.news();
+            } else if self.freshen() || self.release_held() || self.take_apart() {
             } else if let Some(run) = self.forgotten.pop() {
+                // Only now: its attempts that were cut off have given their own memory back.
                 self.forget(run);
-            } else if !self.freshen()
-                && !self.release_held()
-                && !self.take_apart()
-                && !self.take_in_late()
+            } else if !self.take_in_late()
                 && !self.take_store_effects()
                 && !self.take_pool_events()
                 && !self.relieve()

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 const ZYGOTE_LOGS: u64 = 1 << 63;
 /// Where `exec` functions find their inputs and put their outputs: memory, like the store.
 pub(super) const SCRATCH_ROOT: &str = "/dev/shm";
-/// Scratch directories begin with this; the node's process id and the pool's number follow.
+/// Scratch directories begin with this; the node's process id, its number
+/// in that process and the pool's number follow.
 pub(super) const SCRATCH_PREFIX: &str = "dflow-";
 
 /// A fork server.
@@ -39,6 +40,7 @@ impl Zygote {
         dir: &Path,
         config: &NodeConfig,
         mark: u64,
+        node: u32,
         logs: &Logs,
     ) -> Result<Self, String> {
         let name = &spec.name;
@@ -49,8 +51,9 @@ impl Zygote {
         let log = ZYGOTE_LOGS | mark;
         let tail = logs.add(log, reader).map_err(|e| text("watch a pipe", &e))?;
         tail.begin(None, name);
-        let scratch = matches!(spec.runtime, Runtime::Exec { .. })
-            .then(|| PathBuf::from(format!("{SCRATCH_ROOT}/{SCRATCH_PREFIX}{}-{mark}", std::process::id())));
+        let scratch = matches!(spec.runtime, Runtime::Exec { .. }).then(|| {
+            PathBuf::from(format!("{SCRATCH_ROOT}/{SCRATCH_PREFIX}{}-{node}-{mark}", std::process::id()))
+        });
         // The socket takes the place of standard input: the one number that a child inherits
         // without a step between fork and exec.
         let args = ZygoteArgs { socket: 0, scratch, memory_bytes: 0, runtime: runtime_args(spec) };

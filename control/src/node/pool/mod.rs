@@ -33,6 +33,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Zygotes that may die in a row before the pool is given up for a while.
@@ -93,6 +94,8 @@ pub(crate) struct Pools {
     next_worker: u64,
     now: Tick,
     config: NodeConfig,
+    /// Tells this node from others of the same process.
+    node: u32,
     arena: Arc<Arena>,
     page: NodePageWriter,
     epoll: OwnedFd,
@@ -109,6 +112,7 @@ impl Pools {
         doorbell: Arc<OwnedFd>,
         logs: Logs,
     ) -> Result<Self, StartError> {
+        static NODES: AtomicU32 = AtomicU32::new(0);
         let system = |source| StartError::System { what: "share the epoll set", source };
         if let Err(error) = sweep(Path::new(launch::SCRATCH_ROOT), launch::SCRATCH_PREFIX) {
             tracing::warn!(%error, "scratch directories of dead nodes could not be removed");
@@ -124,6 +128,7 @@ impl Pools {
             next_worker: 1,
             now: Tick(0),
             config: config.clone(),
+            node: NODES.fetch_add(1, Ordering::Relaxed),
             arena: arena.clone(),
             page,
             epoll: epoll.try_clone().map_err(system)?,
@@ -255,7 +260,7 @@ impl Pools {
     fn spawn(&mut self, id: PoolId, forks: u32) {
         let pool = &mut self.pools[id.0 as usize];
         let mark = u64::from(id.0);
-        match Zygote::spawn(&pool.spec, &pool.dir, &self.config, mark, &self.logs) {
+        match Zygote::spawn(&pool.spec, &pool.dir, &self.config, mark, self.node, &self.logs) {
             Ok(zygote) => {
                 if let Err(error) = epoll::add(
                     &self.epoll,
