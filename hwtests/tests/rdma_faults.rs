@@ -1,5 +1,7 @@
 //! RDMA between two nodes that are processes of their own, and what happens when its parts are taken away while
 //! transfers are under way. The faults are real, so they need a guest of their own; `DFLOW_GUEST` names one.
+
+#![expect(clippy::print_stdout, reason = "its two processes tell each other and the test on their stdout")]
 #![cfg(feature = "rdma")]
 
 use dflow_dataplane::transport::rdma::{CardError, look, try_out};

@@ -12,6 +12,7 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+#[expect(clippy::print_stdout, reason = "says how much was tried")]
 fn try_seeds(nodes: fn(u64) -> u16) {
     if let Some(seed) = number("DFLOW_SIM_SEED") {
         run_seed(seed, STEPS_MAX, nodes(seed));
