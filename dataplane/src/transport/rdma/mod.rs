@@ -179,6 +179,7 @@ impl<S: Streams> Rdma<S> {
         }
         for local in self.regions.values_mut() {
             local.memory = register(&card, &local.map);
+            self.stats.registrations += u64::from(local.memory.is_some());
         }
         self.armed = false;
         self.card = Some(card);
@@ -255,6 +256,7 @@ impl<S: Streams> Transport for Rdma<S> {
     fn register(&mut self, map: &Arc<Map>) -> Region {
         let region = self.engine.register(map);
         let memory = self.card.as_ref().and_then(|card| register(card, map));
+        self.stats.registrations += u64::from(memory.is_some());
         let id = (region.id, region.generation);
         self.by_segment.insert(map.segment(), id);
         self.regions.insert(id, Local { region, map: map.clone(), memory });
