@@ -286,6 +286,12 @@ fn bad_files_are_refused_with_the_place_and_the_remedy() {
         assert!(said.starts_with(expected), "expected {expected}\nfound    {said}");
         assert!(said.len() < 500, "a message is for people: {} bytes", said.len());
     }
+    // A byte order mark is no mistake.
+    let marked = import(Kind::Wfformat, format!("\u{feff}{good}").as_bytes(), &ImportOptions::default());
+    assert_eq!(
+        loaded(&marked.unwrap()).graph.steps.len(),
+        loaded(&wfformat(&diamond("1.5")).unwrap()).graph.steps.len()
+    );
     // What is newer within a major version is tried, and said.
     let mut newer = diamond("1.5");
     newer["schemaVersion"] = "1.9".into();

@@ -83,6 +83,35 @@ fn contenders_deliver_the_same_and_figures_agree() {
     scene.assert_nothing_left();
 }
 
+/// Programs have scratch directories, of which each node of a process must have its own; and the imitation of a
+/// system without fork servers starts a runtime for each of its workers, and leaves none.
+#[test]
+fn contenders_run_programs_beside_each_other() {
+    let scene = Scene::new();
+    scene.write_flow(
+        "functions:\n  f: {runtime: exec, command: [sh, -c, 'cat > here; cat here'], stdin: text, stdout: o,\n      \
+         outputs: {o: bytes}}\n\
+         inputs:\n  text: {type: string, default: twelve bytes}\n\
+         steps:\n  s: {function: f, in: {text: inputs.text}}\n  t: {function: f, in: {text: steps.s.o}}\n\
+         outputs:\n  o: {from: steps.t.o}\n",
+    );
+    for cold in [false, true] {
+        let rivals = ["--baseline", "same-store,cflow,knix", "-n", "3", "--store", "256MiB"];
+        let (ended, figures) = bench(&scene, &[&rivals[..], if cold { &["--cold"] } else { &[] }].concat());
+        ended.expect(0, &[]);
+        assert_eq!(figures["left_out"], serde_json::json!([]), "{figures}");
+        assert_eq!(figures["different_outputs"], serde_json::json!([]), "{ended}");
+        for contender in ["dflow", "same-store", "cflow", "knix"] {
+            let row = row(&figures, contender);
+            assert_eq!((&row["failed"], &row["latency_us"]["samples"]), (&0.into(), &3.into()), "{row}");
+            if cold {
+                assert!(row["cold_starts"].as_f64() > Some(0.9), "{row}");
+            }
+        }
+        scene.assert_nothing_left();
+    }
+}
+
 #[test]
 fn open_loops_cold_pools_and_several_workflows() {
     let scene = Scene::new();

@@ -146,6 +146,8 @@ fn enter(
                 name: contender.name.clone(),
                 remote: remote.at,
                 lab: remote.lab.clone(),
+                // KNIX forks too: its sandbox has loaded the functions.
+                fresh_runtimes: system != System::Knix,
                 crossing: if between { Crossing::BetweenWorkers } else { Crossing::Every },
                 workers: places.clone(),
                 traffic: Traffic::default(),

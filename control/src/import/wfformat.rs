@@ -40,6 +40,8 @@ struct Raw {
 
 /// Reads a WfFormat file of schema 1.0 to 1.6.
 pub(super) fn read(text: &str, warnings: &mut Vec<Warning>) -> Result<Traced, ImportError> {
+    // Editors of some systems begin a file with a byte order mark, which JSON does not have.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let value: serde_json::Value = serde_json::from_str(text).map_err(|e| match e.is_eof() {
         true => ImportError::Truncated { line: e.line(), column: e.column() },
         false => ImportError::Syntax { format: "JSON", what: e.to_string() },

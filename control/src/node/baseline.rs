@@ -72,6 +72,9 @@ pub struct Baseline {
     pub remote: SocketAddr,
     /// The network in whose first namespace the node's end of the link is; `None`: the caller's own.
     pub lab: Option<Arc<Lab>>,
+    /// Each worker is made by a process that loads the function for it alone: without fork servers, a cold
+    /// start is the start of a runtime.
+    pub fresh_runtimes: bool,
     /// What goes there.
     pub crossing: Crossing,
     /// The virtual worker of each step, by the workflow's name; steps of others are on one worker.

@@ -172,11 +172,26 @@ pub(super) fn path(record: &RunRecord, timeline: &Timeline) -> Vec<Stretch> {
     stretches
 }
 
-/// When an invocation could have begun and been done, had only data and work counted.
-#[derive(Clone, Copy, Default)]
+/// What an invocation could not do without: so much of its work was done before it needed this, which could
+/// have been there then.
+#[derive(Clone, Copy)]
+struct Need {
+    work_us: u64,
+    there_us: u64,
+}
+
+/// When an invocation could have done its work, had only data and work counted.
+#[derive(Clone, Default)]
 struct Done {
-    start_us: u64,
-    finish_us: u64,
+    needs: Vec<Need>,
+}
+
+impl Done {
+    /// The soonest moment at which so much of its work is done.
+    fn soonest_us(&self, work_us: u64) -> u64 {
+        let needs = self.needs.iter().filter(|need| need.work_us <= work_us);
+        needs.map(|need| need.there_us + (work_us - need.work_us)).max().unwrap_or(0).max(work_us)
+    }
 }
 
 /// How short a run of the same work could have been.
@@ -190,55 +205,59 @@ pub(super) fn bound(record: &RunRecord, timeline: &Timeline) -> Bound {
     let mut known: HashMap<u32, (u64, u64)> = HashMap::new();
     let mut ends: HashMap<u32, u64> = HashMap::new();
     let mut work = 0u128;
+    let mut finish_max_us = 0;
     for index in order {
         let attempt = &attempts[index];
         let step = record.graph.steps.get(attempt.step as usize);
         let busy_us = busy_us(attempt);
         work += u128::from(busy_us) * u128::from(step.map_or(1000, |s| s.cpu_milli));
-        let (mut start_us, mut last_us) = (0, 0);
+        let mut needs = Vec::new();
+        let mut last_us = 0;
         for after in step.iter().flat_map(|s| &s.after) {
-            start_us = start_us.max(ends.get(after).copied().unwrap_or(0));
+            needs.push(Need { work_us: 0, there_us: ends.get(after).copied().unwrap_or(0) });
         }
+        // As soon as its producer had done as much work as it had when it did.
+        let soonest_us = |producer: u32, us: u64| {
+            done[producer as usize].soonest_us(busy_until_us(&attempts[producer as usize], us))
+        };
         for read in &attempt.reads {
             let list = lists.of(read);
             let (first, all) = *known.entry(read.list).or_insert_with(|| {
                 let objects = || list.objects.iter().map(|o| lists.object(*o));
-                // As soon as its producer had done as much work as it had when it did.
-                let soonest = |producer: u32, us: u64| {
-                    done[producer as usize].start_us + busy_until_us(&attempts[producer as usize], us)
-                };
-                let first = objects().map(|o| soonest(o.producer, o.first_us)).min();
-                let all = objects().map(|o| soonest(o.producer, o.sealed_us)).max();
+                let first = objects().map(|o| soonest_us(o.producer, o.first_us)).min();
+                let all = objects().map(|o| soonest_us(o.producer, o.sealed_us)).max();
                 (first.unwrap_or(0), all.unwrap_or(0))
             });
             last_us = last_us.max(all);
-            // What it did before it waited for this needs nothing of this.
+            // What it did before this was there, or before it waited for it, needs nothing of it.
             let waited = attempt.waits.iter().any(|w| w.input == Some(read.input));
-            if !waited {
-                start_us = start_us.max(if list.partly { first } else { all });
+            let (came, there_us) = if list.partly {
+                (list.first.map(|o| lists.object(o).first_us), first)
+            } else {
+                (list.last.map(|o| lists.object(o).sealed_us), all)
+            };
+            if !waited && let Some(came_us) = came {
+                needs.push(Need { work_us: busy_until_us(attempt, came_us), there_us });
             }
         }
         for wait in &attempt.waits {
             let Some(input) = wait.input else { continue };
             let Some(object) = lists.waited_for(attempt, input, wait.item) else { continue };
-            let producer = object.producer as usize;
             // Of an object that grows, what it waited for was not all.
-            let there_us = object.sealed_us.min(wait.until_us);
-            let there_us = done[producer].start_us + busy_until_us(&attempts[producer], there_us);
-            let rest_us = busy_us - busy_until_us(attempt, wait.until_us);
-            last_us = last_us.max(there_us + rest_us);
+            let there_us = soonest_us(object.producer, object.sealed_us.min(wait.until_us));
+            needs.push(Need { work_us: busy_until_us(attempt, wait.until_us), there_us });
         }
-        let finish_us = (start_us + busy_us).max(last_us);
-        done[index] = Done { start_us, finish_us };
+        done[index] = Done { needs };
+        let finish_us = done[index].soonest_us(busy_us).max(last_us);
+        finish_max_us = finish_max_us.max(finish_us);
         let end = ends.entry(attempt.step).or_default();
         *end = (*end).max(finish_us);
     }
     let cpu_milli = u128::from(record.node.cpu_milli.max(1));
-    let path_us = done.iter().map(|d| d.finish_us).max().unwrap_or(0);
     let work_us = u64::try_from(work / cpu_milli).unwrap_or(u64::MAX);
     // What was done in this time can be done in it: two clocks, and tokens on credit, may say otherwise
     // by a little.
-    Bound { path_us: path_us.min(timeline.makespan_us), work_us: work_us.min(timeline.makespan_us) }
+    Bound { path_us: finish_max_us.min(timeline.makespan_us), work_us: work_us.min(timeline.makespan_us) }
 }
 
 /// How long the function had been at work at a moment.

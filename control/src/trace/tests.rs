@@ -143,6 +143,23 @@ fn the_bound_counts_work_and_data_alone() {
 }
 
 #[test]
+fn the_bound_counts_what_came_before_a_wait_for_readers_of_what_came_after_it() {
+    use EventKind::*;
+    let mut record = record();
+    // `end` reads what `join` puts, and finds it there.
+    record.graph.steps.push(step("end", &[("sum", 2)], false));
+    record.events.extend([
+        event(12_010, 5, Started { early: false }),
+        event(12_020, 5, Dispatched { cold: false }),
+        event(15_030, 5, ended(3_000, 0, 0)),
+    ]);
+    record.summary.makespan_us = 15_050;
+    let bound = Timeline::of(&record).bound;
+    // `join` could not have sealed before `a` was done, though it had begun long before.
+    assert_eq!(bound.path_us, 9_900 + 1_995 + 3_000);
+}
+
+#[test]
 fn the_overlaps_are_told_apart() {
     let overlaps = Timeline::of(&record()).overlaps;
     let counts = overlaps.shares.map(|s| s.count);

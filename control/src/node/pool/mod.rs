@@ -12,6 +12,7 @@
 //!
 //! A job that finds no idle worker waits in its pool's queue; the pool forks for the queue.
 
+mod fresh;
 mod launch;
 mod worker;
 
@@ -27,6 +28,7 @@ use dflow_dataplane::Arena;
 use dflow_proto::zygote::{Exit, FromZygote, ToZygote};
 use dflow_proto::{InvocationId, RunId, SegmentId, Tick, WorkerId};
 use dflow_shm::link::NodePageWriter;
+use fresh::{Runtimes, await_all};
 use launch::Zygote;
 use rustix::event::epoll;
 use std::collections::{BTreeMap, VecDeque};
@@ -90,6 +92,8 @@ enum ZygoteState {
 pub(crate) struct Pools {
     pools: Vec<Pool>,
     workers: BTreeMap<WorkerId, Worker>,
+    /// In place of the pools' fork servers, where each worker is to have a runtime of its own.
+    runtimes: Runtimes,
     events: VecDeque<PoolEvent>,
     next_worker: u64,
     now: Tick,
@@ -124,6 +128,7 @@ impl Pools {
         Ok(Pools {
             pools: Vec::new(),
             workers: BTreeMap::new(),
+            runtimes: Runtimes::default(),
             events: VecDeque::new(),
             next_worker: 1,
             now: Tick(0),
@@ -184,20 +189,24 @@ impl Pools {
     pub(crate) fn cool(&mut self) {
         let late = Instant::now() + SHUTDOWN;
         let mut ending = Vec::new();
-        for (index, pool) in self.pools.iter_mut().enumerate() {
-            let of_pool = |w: &&Worker| w.pool == PoolId(index as u32);
-            let busy = self.workers.values().filter(of_pool).any(|w| matches!(w.state, State::Busy(_)));
-            if busy || !pool.queue.is_empty() || !matches!(pool.zygote, ZygoteState::Serving(_)) {
+        for index in 0..self.pools.len() {
+            let id = PoolId(index as u32);
+            if self.is_busy(id) {
+                continue;
+            }
+            ending.extend(self.cool_fresh(id));
+            let pool = &mut self.pools[index];
+            if !matches!(pool.zygote, ZygoteState::Serving(_)) {
                 continue;
             }
             if let ZygoteState::Serving(zygote) = std::mem::replace(&mut pool.zygote, ZygoteState::None) {
                 ending.push(zygote.hang_up());
             }
-            let workers = self.workers.iter().filter(|(_, w)| of_pool(w)).map(|(id, _)| *id);
+            let workers = self.workers.iter().filter(|(_, w)| w.pool == id).map(|(id, _)| *id);
             let exited = |worker| PoolEvent::Exited { worker, exit: Exit::Signal(9) };
             self.events.extend(workers.map(exited));
         }
-        ending.into_iter().for_each(|child| launch::await_end(child, late));
+        await_all(ending, late);
     }
 
     /// Takes a waiting job back.
@@ -246,7 +255,11 @@ impl Pools {
             }
             ZygoteState::Serving(_) => {}
             ZygoteState::None | ZygoteState::Broken { .. } => {
-                self.spawn(id, missing);
+                if self.has_fresh_runtimes() {
+                    self.spawn_fresh(id, missing);
+                } else {
+                    self.spawn(id, missing);
+                }
                 return;
             }
         }
@@ -380,8 +393,11 @@ impl Pools {
     pub(crate) fn kill(&mut self, id: WorkerId) {
         self.let_go(id);
         let Some(worker) = self.workers.get(&id) else { return };
-        let pool = &self.pools[worker.pool.0 as usize];
-        if let ZygoteState::Serving(zygote) = &pool.zygote {
+        let of_pool = match &self.pools[worker.pool.0 as usize].zygote {
+            ZygoteState::Serving(zygote) => Some(zygote),
+            _ => None,
+        };
+        if let Some(zygote) = of_pool.or_else(|| self.runtimes.of(id)) {
             // A zygote that cannot be told is dying, and takes its workers with it.
             let _ = zygote.send(&ToZygote::Kill { worker: id }, &[]);
         }
@@ -435,6 +451,9 @@ impl Pools {
 
     /// A zygote's socket can be read.
     pub(crate) fn readable(&mut self, mark: u64) {
+        if Runtimes::owns(mark) {
+            return self.fresh_readable(mark);
+        }
         let id = PoolId(mark as u32);
         loop {
             let Some(pool) = self.pools.get_mut(id.0 as usize) else { return };
@@ -544,6 +563,7 @@ impl Pools {
             worker.state = State::Dying { job: None, kill_at: None };
             self.kill(id);
         }
+        self.tick_fresh();
         self.retire_idle(now);
     }
 
@@ -578,6 +598,7 @@ impl Pools {
                 ZygoteState::Loading { late, .. } => Some(*late),
                 _ => None,
             })
+            .chain(self.runtimes.deadline())
             .min()
     }
 
@@ -604,11 +625,12 @@ impl Pools {
 
     /// Each pool as it is now.
     pub(crate) fn list(&self) -> Vec<PoolView> {
-        let view = |pool: &Pool| PoolView {
+        let view = |(index, pool): (usize, &Pool)| PoolView {
             function: pool.spec.name.clone(),
             runtime: pool.spec.runtime.name(),
             dir: pool.dir.clone(),
             state: match pool.zygote {
+                ZygoteState::None if self.runtimes.serve(PoolId(index as u32)) => "serving",
                 ZygoteState::None => "cold",
                 ZygoteState::Loading { .. } => "loading",
                 ZygoteState::Serving(_) => "serving",
@@ -618,23 +640,22 @@ impl Pools {
             idle: pool.idle.len() as u32,
             queued: pool.queue.len() as u32,
         };
-        self.pools.iter().map(view).collect()
+        self.pools.iter().enumerate().map(view).collect()
     }
 
     /// Workers and zygotes alive.
     pub(crate) fn count(&self) -> (u32, u32) {
         let alive = |p: &&Pool| matches!(p.zygote, ZygoteState::Loading { .. } | ZygoteState::Serving(_));
-        (self.workers.len() as u32, self.pools.iter().filter(alive).count() as u32)
+        (self.workers.len() as u32, self.pools.iter().filter(alive).count() as u32 + self.runtimes.count())
     }
 
     /// Ends all function processes and waits for their zygotes.
-    pub(crate) fn shutdown(self) {
-        let zygotes = self.pools.into_iter().filter_map(|pool| match pool.zygote {
+    pub(crate) fn shutdown(mut self) {
+        let mut children = self.runtimes.hang_up();
+        children.extend(self.pools.into_iter().filter_map(|pool| match pool.zygote {
             ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote) => Some(zygote.hang_up()),
             ZygoteState::None | ZygoteState::Broken { .. } => None,
-        });
-        let children: Vec<_> = zygotes.collect();
-        let late = Instant::now() + SHUTDOWN;
-        children.into_iter().for_each(|child| launch::await_end(child, late));
+        }));
+        await_all(children, Instant::now() + SHUTDOWN);
     }
 }
