@@ -13,13 +13,16 @@ mod chart;
 mod drive;
 mod grouping;
 mod measure;
+mod memcpy;
 mod remote;
 mod results;
 mod scale;
 pub mod server;
 mod stats;
+pub mod transfer;
 
 pub use measure::measure;
+pub use memcpy::Memcpy;
 pub use remote::RemoteError;
 pub use results::{Results, Row};
 pub use scale::scale;

@@ -1,0 +1,205 @@
+//! The end that reads and measures.
+
+use super::pull::{Pull, stride};
+use super::raw::Raw;
+use super::row::{Row, Side};
+use super::talk::{Answer, Ask, ask, send};
+use super::{STRIPE_BYTES_MIN, TransferError, content, cpu_seconds};
+use dflow_dataplane::transport::{Backend, Broken, Config, ConnectionId, Event, Region, Transport, open};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Rounds of each kind, which alternate.
+const ROUNDS: u64 = 5;
+/// Target memory for objects that are under way together.
+const TARGET_BYTES: u64 = 256 << 20;
+/// Bytes and objects of a size that says nothing about how long.
+const BYTES_WANTED: u64 = 1 << 30;
+const OBJECTS_MIN: u64 = ROUNDS;
+const OBJECTS_MAX: u64 = 5000;
+
+/// What is measured for each size.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Objects of each size, in all rounds together.
+    pub objects: Option<u64>,
+    /// Time for each kind at each size instead.
+    pub time: Option<Duration>,
+    /// Objects under way.
+    pub depth: u64,
+    /// Streams for bulk.
+    pub streams: u16,
+}
+
+/// A connection to a peer that serves.
+pub struct Client {
+    transport: Box<dyn Transport>,
+    connection: ConnectionId,
+    name: &'static str,
+    address: SocketAddr,
+}
+
+impl Client {
+    /// Connects, trying again until `until` while nobody listens yet.
+    pub fn connect(
+        config: &Config,
+        backend: Backend,
+        address: SocketAddr,
+        until: Instant,
+    ) -> Result<Client, TransferError> {
+        let (mut transport, chosen) = open(config.clone(), backend)?;
+        let mut events = Vec::new();
+        loop {
+            let deadline = transport.now().after_ms(5000);
+            let connection = transport.connect(address, None, deadline);
+            let why = 'attempt: loop {
+                transport.poll(&mut events, Duration::from_millis(100))?;
+                for event in events.drain(..) {
+                    match event {
+                        Event::Connected { .. } => {
+                            return Ok(Client { transport, connection, name: chosen.name, address });
+                        }
+                        Event::Disconnected { why, .. } => break 'attempt why,
+                        _ => {}
+                    }
+                }
+            };
+            if Instant::now() >= until || !matches!(why, Broken::Dial { .. }) {
+                return Err(why.into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What carries the data.
+    pub fn transport(&self) -> &'static str {
+        self.transport.path(self.connection).map_or(self.name, |path| path.transport)
+    }
+
+    /// Measures sizes one after the other; `each` gets each size's figures when they are there.
+    pub fn measure(
+        &mut self,
+        sizes: &[u64],
+        plan: Plan,
+        mut each: impl FnMut(Row),
+    ) -> Result<(), TransferError> {
+        let largest = sizes.iter().copied().max().unwrap_or(0);
+        let answer = ask(self.transport.as_mut(), self.connection, &Ask::Own { bytes: largest })?;
+        let Answer::Own { region, raw_port } = answer else {
+            return Err(TransferError::Peer(format!("{answer:?}")));
+        };
+        let room = TARGET_BYTES.max(stride(largest));
+        let target = content::memory(room)?;
+        let mut raw = Raw::connect(SocketAddr::new(self.address.ip(), raw_port), plan.streams)?;
+        for &bytes in sizes {
+            let depth = plan.depth.clamp(1, room / stride(bytes));
+            each(self.size(bytes, depth, plan, region, &target, &mut raw)?);
+        }
+        send(self.transport.as_mut(), self.connection, &Ask::Done)?;
+        self.transport.poll(&mut Vec::new(), Duration::from_millis(10))?;
+        Ok(())
+    }
+
+    fn size(
+        &mut self,
+        bytes: u64,
+        depth: u64,
+        plan: Plan,
+        region: Region,
+        target: &Arc<dflow_shm::segment::Map>,
+        raw: &mut Raw,
+    ) -> Result<Row, TransferError> {
+        let streams = if bytes <= STRIPE_BYTES_MIN { 1 } else { plan.streams };
+        raw.prepare(bytes, streams);
+        let default = (BYTES_WANTED / bytes).clamp(OBJECTS_MIN, OBJECTS_MAX);
+        let wanted = plan.objects.unwrap_or(default).max(1);
+        let share = |round: u64| wanted / ROUNDS + u64::from(round < wanted % ROUNDS);
+        let limit = plan.time.map(|time| time / ROUNDS as u32);
+        // Once before anything is timed: what is allocated or learnt at first use is not the transfer's.
+        self.pull(bytes, depth, region, target).round(depth)?;
+        self.beside(|| raw.round(bytes, streams, 1, 1))??;
+        let (mut ours, mut ceiling) = (Side::default(), Side::default());
+        for round in 0..ROUNDS {
+            let batch = if limit.is_some() { depth.max(1) } else { share(round) };
+            if batch == 0 {
+                continue;
+            }
+            ceiling.begin(self.cpu()?);
+            loop {
+                let nanos = self.beside(|| raw.round(bytes, streams, depth, batch))??;
+                ceiling.add(bytes, nanos);
+                if limit.is_none_or(|limit| ceiling.lasted() >= limit) {
+                    break;
+                }
+            }
+            ceiling.end_wall();
+            ceiling.end_cpu(self.cpu()?);
+            ours.begin(self.cpu()?);
+            loop {
+                let nanos = self.pull(bytes, depth, region, target).round(batch)?;
+                ours.add(bytes, nanos);
+                if limit.is_none_or(|limit| ours.lasted() >= limit) {
+                    break;
+                }
+            }
+            ours.end_wall();
+            ours.end_cpu(self.cpu()?);
+        }
+        content::clear(target)?;
+        self.pull(bytes, depth, region, target).round(depth)?;
+        for place in 0..depth {
+            content::check(target, place * stride(bytes), bytes)?;
+        }
+        Ok(Row { bytes, depth, streams, ours, raw: ceiling, checked_bytes: bytes * depth })
+    }
+
+    fn pull<'a>(
+        &'a mut self,
+        bytes: u64,
+        depth: u64,
+        region: Region,
+        target: &'a Arc<dflow_shm::segment::Map>,
+    ) -> Pull<'a> {
+        let connection = self.connection;
+        Pull { transport: self.transport.as_mut(), connection, region, target, bytes, depth }
+    }
+
+    /// Runs `work` in a thread while the transport goes on answering its peer.
+    fn beside<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> Result<T, TransferError> {
+        let waker = self.transport.waker();
+        let transport = &mut self.transport;
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                let result = work();
+                waker.wake();
+                result
+            });
+            let mut events = Vec::new();
+            let mut broken = Ok(());
+            while !thread.is_finished() {
+                if broken.is_ok() {
+                    broken = transport.poll(&mut events, Duration::from_millis(100)).map_err(Into::into);
+                }
+                for event in events.drain(..) {
+                    if let Event::Disconnected { why, .. } = event {
+                        broken = Err(why.into());
+                    }
+                }
+                if broken.is_err() {
+                    break;
+                }
+            }
+            let done = thread.join().map_err(|_| TransferError::Peer("a thread ended badly".into()));
+            broken.and(done)
+        })
+    }
+
+    /// Processor seconds of both ends.
+    fn cpu(&mut self) -> Result<f64, TransferError> {
+        match ask(self.transport.as_mut(), self.connection, &Ask::Cpu)? {
+            Answer::Cpu { seconds } => Ok(seconds + cpu_seconds()),
+            answer => Err(TransferError::Peer(format!("{answer:?}"))),
+        }
+    }
+}
