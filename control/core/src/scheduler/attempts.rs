@@ -31,7 +31,7 @@ impl Run {
                 return false;
             }
         }
-        if !self.leads(step) && !self.may_start_for_lead(step) {
+        if !self.leads(step) && !self.may_start_for_lead(step, item) {
             return false;
         }
         // A null input is no input.
@@ -47,9 +47,13 @@ impl Run {
         }
     }
 
-    /// What a lead knows of its step and a host elsewhere must see for itself: no required input's source is
-    /// skipped (then the step soon is), and the JSON list that it iterates is here.
-    fn may_start_for_lead(&self, step: u32) -> bool {
+    /// What a lead knows of its step and a host elsewhere must see for itself: all that the lead has followed is
+    /// followed here, no required input's source is skipped (then the step soon is), and the JSON list that it
+    /// iterates is here.
+    fn may_start_for_lead(&self, step: u32, item: u32) -> bool {
+        if self.behind.iter().any(|behind| behind.id == InvocationId { step, item }) {
+            return false;
+        }
         let own = &self.graph.steps[step as usize];
         let skipped =
             |source: &Source| source.step().is_some_and(|of| self.steps[of as usize].fate == Fate::Skipped);

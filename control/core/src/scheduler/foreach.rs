@@ -228,7 +228,7 @@ impl Run {
         }
     }
 
-    pub(super) fn tell_out(&self, invocation: InvocationId, out: bool, failed: bool, cx: &mut Cx<'_>) {
+    pub(super) fn tell_out(&mut self, invocation: InvocationId, out: bool, failed: bool, cx: &mut Cx<'_>) {
         self.tell_as_lead(invocation.step, &Word::Out { invocation, out, failed }, cx);
     }
 

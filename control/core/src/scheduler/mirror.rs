@@ -16,11 +16,11 @@
 
 use super::plan::{Keep, NONE, Role};
 use super::pool::Entry;
-use super::run::{Ask, Cx, Fate, Invocation, Object, Phase, Run, flag};
+use super::run::{Ask, Behind, Cx, Fate, Invocation, Object, Phase, Run, flag};
 use super::{Effect, Failure, Outcome, StopReason, Word};
 use crate::graph::ErrorClass;
 use crate::placement::NodeIndex;
-use alloc::string::ToString;
+use alloc::{string::ToString, vec::Vec};
 use dflow_proto::InvocationId;
 
 impl Run {
@@ -38,19 +38,15 @@ impl Run {
                     self.pin(step, cx);
                 }
             }
-            Word::Shrunk { step } if self.is_lead(from, step) => self.shrink(step, cx),
-            Word::Withdrawn { invocation, attempt } if self.is_lead(from, invocation.step) => {
-                self.hear_withdrawn(invocation, attempt, cx);
-            }
-            Word::Out { invocation, out, failed } if self.is_lead(from, invocation.step) => {
-                self.hear_out(invocation, out, failed, cx);
+            word if word.takes_back().is_some_and(|step| self.is_lead(from, step)) => {
+                self.hear_taken_back(word, cx);
             }
             Word::Settled { step } if self.is_lead(from, step) => {
                 self.steps[step as usize].told = true;
                 self.closing.push(Ask::Settled(step));
             }
-            Word::Invoke { invocation, attempt } if self.is_lead(from, invocation.step) => {
-                self.hear_invoke(invocation, attempt, cx);
+            Word::Invoke { invocation, attempt, after } if self.is_lead(from, invocation.step) => {
+                self.hear_invoke(invocation, attempt, &after, cx);
             }
             Word::Started { invocation, attempt } if self.is_host(from, invocation) => {
                 self.hear_started(invocation, attempt, cx);
@@ -80,6 +76,32 @@ impl Run {
             && self.share.as_deref().is_some_and(place)
     }
 
+    fn hear_taken_back(&mut self, word: Word, cx: &mut Cx<'_>) {
+        self.count_taken_back(&word);
+        match word {
+            Word::Shrunk { step } => self.shrink(step, cx),
+            Word::Withdrawn { invocation, attempt } => self.hear_withdrawn(invocation, attempt, cx),
+            Word::Out { invocation, out, failed } => self.hear_out(invocation, out, failed, cx),
+            _ => {}
+        }
+        // What was asked for by one who had followed it may start now.
+        let steps = &self.steps;
+        let agenda = &mut self.agenda;
+        self.behind.retain(|behind| {
+            let waits = steps[behind.step as usize].taken_back < behind.taken_back;
+            if !waits {
+                agenda.push(Ask::Ready(behind.id.step, behind.id.item));
+            }
+            waits
+        });
+    }
+
+    pub(super) fn count_taken_back(&mut self, word: &Word) {
+        if let Some(step) = word.takes_back() {
+            self.steps[step as usize].taken_back += 1;
+        }
+    }
+
     fn hear_runs(&mut self, step: u32, chosen: u32, cx: &mut Cx<'_>) {
         if self.steps[step as usize].fate != Fate::Unknown {
             return;
@@ -105,7 +127,7 @@ impl Run {
     }
 
     /// This node is to execute an attempt.
-    fn hear_invoke(&mut self, id: InvocationId, attempt: u32, cx: &mut Cx<'_>) {
+    fn hear_invoke(&mut self, id: InvocationId, attempt: u32, after: &[(u32, u32)], cx: &mut Cx<'_>) {
         if !self.is_here(id.step, id.item) || id.item >= self.plan.steps[id.step as usize].items_max {
             return;
         }
@@ -114,6 +136,11 @@ impl Run {
         if attempt > invocation.void && invocation.phase == Phase::Waiting {
             // It starts when its policy holds by what has arrived here, too.
             (invocation.attempt, invocation.invited) = (attempt - 1, attempt);
+            let behind = |&&(step, taken_back): &&(u32, u32)| {
+                self.steps.get(step as usize).is_some_and(|of| of.taken_back < taken_back)
+            };
+            let after = after.iter().filter(behind);
+            self.behind.extend(after.map(|&(step, taken_back)| Behind { id, step, taken_back }));
             self.agenda.push(Ask::Ready(id.step, id.item));
         }
     }
@@ -131,7 +158,24 @@ impl Run {
         invocation.place = state.running.len() as u32;
         state.running.push(id.item);
         let attempt = invocation.attempt;
-        self.tell_host(id, Word::Invoke { invocation: id, attempt }, cx);
+        let after = self.followed(id.step);
+        self.tell_host(id, Word::Invoke { invocation: id, attempt, after }, cx);
+    }
+
+    /// How much of what the step reads this node has heard others take back. What it leads itself it tells in order.
+    fn followed(&self, step: u32) -> Vec<(u32, u32)> {
+        let states = self.steps.iter().enumerate().map(|(of, state)| (of as u32, state.taken_back));
+        let taken_back = states.filter(|&(_, taken_back)| taken_back > 0);
+        taken_back.filter(|&(of, _)| !self.leads(of) && self.is_read_by(of, step)).collect()
+    }
+
+    /// Whether `reader` depends on `step`, if only through a switch.
+    fn is_read_by(&self, step: u32, reader: u32) -> bool {
+        self.plan.dependents(step).iter().any(|dependent| {
+            // As deep as switches are chained, which the graph's check bounds.
+            let switch = self.plan.steps[dependent.step as usize].function == NONE;
+            dependent.step == reader || (switch && self.is_read_by(dependent.step, reader))
+        })
     }
 
     /// An attempt has started elsewhere.

@@ -250,8 +250,9 @@ impl Run {
     }
 
     /// What the lead alone tells.
-    pub(super) fn tell_as_lead(&self, step: u32, word: &Word, cx: &mut Cx<'_>) {
+    pub(super) fn tell_as_lead(&mut self, step: u32, word: &Word, cx: &mut Cx<'_>) {
         if self.share.is_some() && self.leads(step) {
+            self.count_taken_back(word);
             self.tell(step, word, cx);
         }
     }

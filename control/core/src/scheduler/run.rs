@@ -182,6 +182,8 @@ pub(super) struct Step {
     pub(super) exist: u32,
     pub(super) complete: u32,
     pub(super) nulls: u32,
+    /// Words of its lead that took something of it back: said here, or heard.
+    pub(super) taken_back: u32,
     /// The case a switch chose.
     pub(super) chosen: u32,
     /// The one precursor whose outputs it let go before it was settled.
@@ -238,6 +240,13 @@ pub(super) enum Ask {
     Resolved(u32),
 }
 
+/// The lead of an invocation has followed more words that take back what it reads than this node, which executes it.
+pub(super) struct Behind {
+    pub(super) id: InvocationId,
+    pub(super) step: u32,
+    pub(super) taken_back: u32,
+}
+
 /// A run on its way out.
 pub(super) struct Ending {
     pub(super) error: RunError,
@@ -272,6 +281,8 @@ pub(super) struct Run {
     pub(super) closing: Vec<Ask>,
     /// Ready invocations that other nodes execute.
     pub(super) invitations: Vec<Entry>,
+    /// What invocations that this node was asked to execute have to wait for.
+    pub(super) behind: Vec<Behind>,
     pub(super) ending: Option<Ending>,
     pub(super) over: bool,
 }
@@ -309,6 +320,7 @@ impl Run {
             agenda: Vec::new(),
             closing: Vec::new(),
             invitations: Vec::new(),
+            behind: Vec::new(),
             ending: None,
             over: false,
             graph,
@@ -345,6 +357,7 @@ impl Run {
                 exist: 0,
                 complete: 0,
                 nulls: 0,
+                taken_back: 0,
                 chosen: NONE,
                 dropped: NONE,
                 items: width as u32,

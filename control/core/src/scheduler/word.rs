@@ -15,7 +15,9 @@
 //! **Taking back.** Only the lead takes back. [`Word::Withdrawn`] makes all attempts up to a number void, for
 //! good: what a host says of them later is not heard. As attempts are numbered by the lead's consent, no word
 //! about a void attempt can be mistaken for one about its successor. A node follows a rollback of what it reads
-//! only by the word of the lead of the reading step, who hears of it as well.
+//! only by the word of the lead of the reading step, who hears of it as well. That lead may hear first: so an
+//! [`Word::Invoke`] says how much it has followed of what the invocation reads, and the host starts the attempt when it
+//! has followed as much. Else it would start on what is void, and nobody would take that back.
 //!
 //! **Settled.** The lead says so when nothing can take the step back any more; on a stream of ordered words that
 //! comes after all that was taken back, so a mirror may believe it.
@@ -26,6 +28,7 @@
 //! leads, hosts, reads nor hands on: what it is told does not grow with the graph.
 
 use super::{Outcome, Put, RunError};
+use alloc::vec::Vec;
 use dflow_proto::InvocationId;
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +89,8 @@ pub enum Word {
         invocation: InvocationId,
         /// The number of its next attempt.
         attempt: u32,
+        /// For steps that it reads and others lead: (step, how many words of theirs that take back the lead has heard).
+        after: Vec<(u32, u32)>,
     },
     /// Lead to host: it may not, after all; if it has started it is withdrawn as well.
     Revoke {
@@ -141,4 +146,15 @@ pub enum Word {
     Gone,
     /// From the home: the run is over; forget it.
     Close,
+}
+
+impl Word {
+    /// The step of which a word of its lead takes something back.
+    pub(super) const fn takes_back(&self) -> Option<u32> {
+        match self {
+            Word::Shrunk { step } => Some(*step),
+            Word::Withdrawn { invocation, .. } | Word::Out { invocation, .. } => Some(invocation.step),
+            _ => None,
+        }
+    }
 }
