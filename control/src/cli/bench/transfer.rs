@@ -32,12 +32,13 @@ Examples:
   dflow bench transfer --size 16MiB -n 100 --local --bandwidth 50MB -o json
   dflow bench transfer --listen 10.0.0.1:7411 --secret-file s     # there
   dflow bench transfer 10.0.0.1:7411 --secret-file s -a           # here")]
+#[command(group(clap::ArgGroup::new("ends").required(true).args(["peer", "listen", "local"])))]
 pub(super) struct TransferArgs {
     /// The serving end
-    #[arg(value_name = "PEER", required_unless_present_any = ["local", "listen"], conflicts_with_all = ["local", "listen"])]
+    #[arg(value_name = "PEER")]
     peer: Option<SocketAddr>,
     /// Serve measurements at this address
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "local")]
+    #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Both ends, in two network namespaces that are made for it (root)
     #[arg(long)]
