@@ -1,6 +1,7 @@
 //! What the tests on the real kernel share.
 //!
 //! - [`conformance`]: the laws of transports;
+//! - [`daemon`]: `dflow node` as a service manager starts it;
 //! - [`run`]: `dflow run` as a user types it, with nothing left behind;
 //! - [`sim`]: whole runs of the scheduler under faults, deterministic by seed.
 
@@ -8,6 +9,7 @@
 #![allow(clippy::print_stdout)]
 
 pub mod conformance;
+pub mod daemon;
 #[cfg(feature = "rdma")]
 pub mod guest;
 pub mod run;

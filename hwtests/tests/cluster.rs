@@ -372,3 +372,27 @@ fn a_store_without_room_fails_the_run() {
     let error = cluster.fail(&body, &on(&[1, 0]));
     assert!(error.contains("output data of step big cannot be fetched"), "{error}");
 }
+
+#[test]
+fn an_engine_that_dies_says_why() {
+    let Some(cluster) = Cluster::start(1, |_, _| {}) else { return };
+    let node = &cluster.nodes[0];
+    assert_eq!(node.death(), None);
+    let text = "apiVersion: dflow/v1\nkind: Workflow\nmetadata: {name: test}\n\
+                steps:\n  a: {function: {runtime: builtin, handler: noop}}\n";
+    let workflow = workflow::parse(text, "test.yaml", &cluster.scene.path("")).expect("a workflow");
+    let spec =
+        RunSpec { workflow: Arc::new(workflow), inputs: Vec::new(), start: None, spread: Spread::Auto };
+    // The end of a run is told on the engine's thread.
+    node.begin(spec, Box::new(|_| panic!("no way on"))).expect("begun");
+    let begun = Instant::now();
+    let why = loop {
+        if let Some(why) = node.death() {
+            break why;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the engine lives");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(why, "no way on");
+    assert!(node.stats().is_none());
+}

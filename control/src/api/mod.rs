@@ -117,7 +117,11 @@ pub(crate) fn router(api: Api) -> Router {
             ApiError::new(StatusCode::NOT_FOUND, "no_route", message)
         })
         .method_not_allowed_fallback(|request: Request| async move {
-            let message = format!("{} cannot be {}ed", request.uri().path(), request.method());
+            let message = format!(
+                "{} has no {}; /openapi.json says what it has",
+                request.uri().path(),
+                request.method()
+            );
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "no_method", message)
         })
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))

@@ -2,6 +2,7 @@
 
 use super::Api;
 use super::error::ApiError;
+use super::runs::{at_hand, past};
 use super::stream::send;
 use crate::daemon::{Output, Phase, Refusal, Run};
 use crate::workflow::ValueType;
@@ -10,6 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// An output of a run that is done: its bytes, or those of a range. 204 if its source was skipped.
 #[utoipa::path(
@@ -21,7 +23,7 @@ pub(super) async fn object(
     Path((run, output)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let run = api.runs.find(&run)?;
+    let run = keeper(&api, &run).await?;
     match find(&run, &output)? {
         Output::Null => Ok(StatusCode::NO_CONTENT.into_response()),
         Output::Object(object) => Ok(answer(&api, &run, &output, object, &headers)),
@@ -45,7 +47,7 @@ pub(super) async fn item(
     Path((run, output, item)): Path<(String, String, usize)>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let run = api.runs.find(&run)?;
+    let run = keeper(&api, &run).await?;
     let items = match find(&run, &output)? {
         Output::Null => Vec::new(),
         Output::Object(object) => vec![object],
@@ -56,6 +58,19 @@ pub(super) async fn item(
         return Err(Refusal::NoOutput { run: run.name.clone(), name, known }.into());
     };
     Ok(answer(&api, &run, &output, object.clone(), &headers))
+}
+
+/// The run whose outputs are asked for; of one that is known from its record only, they are gone.
+async fn keeper(api: &Api, name: &str) -> Result<Arc<Run>, ApiError> {
+    match at_hand(api, name)? {
+        Some(run) => Ok(run),
+        None => Err(forgotten(&past(api, name).await?.summary.run)),
+    }
+}
+
+fn forgotten(run: &str) -> ApiError {
+    let message = format!("outputs of run {run} are no longer kept (`keep_s`, `keep_max`)");
+    ApiError::new(StatusCode::GONE, "gone", message)
 }
 
 fn find(run: &Run, name: &str) -> Result<Output, ApiError> {
@@ -69,10 +84,7 @@ fn find(run: &Run, name: &str) -> Result<Output, ApiError> {
     if let Some(reason) = ended.outcome.message() {
         return Err(state(format!("has no outputs: {reason}")));
     }
-    let Some(outputs) = ended.outputs else {
-        let message = format!("outputs of run {} are no longer kept (`keep_s`, `keep_max`)", run.name);
-        return Err(ApiError::new(StatusCode::GONE, "gone", message));
-    };
+    let outputs = ended.outputs.ok_or_else(|| forgotten(&run.name))?;
     if let Some((_, output)) = outputs.iter().find(|(own, _)| own == name) {
         return Ok(output.clone());
     }

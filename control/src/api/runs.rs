@@ -184,7 +184,7 @@ pub(super) fn at_hand(api: &Api, name: &str) -> Result<Option<Arc<Run>>, ApiErro
     }
 }
 
-async fn past(api: &Api, name: &str) -> Result<RunRecord, ApiError> {
+pub(super) async fn past(api: &Api, name: &str) -> Result<RunRecord, ApiError> {
     let no_run = || crate::daemon::Refusal::NoRun { name: name.to_owned() };
     let history = api.history.clone().ok_or_else(no_run)?;
     let name = name.to_owned();

@@ -272,7 +272,11 @@ pub(super) fn cancel(args: &CancelArgs) -> Exit {
         let request = CancelRequest { reason: args.reason.clone() };
         let status: RunStatus =
             client.post(&format!("/v1/runs/{}/cancel", escape(&args.run)), &request).map_err(told)?;
-        eprintln!("run {} is told to end", status.summary.run);
+        if status.is_over() {
+            eprintln!("run {} has ended: {}", status.summary.run, status.summary.state);
+        } else {
+            eprintln!("run {} is told to end", status.summary.run);
+        }
         Ok(Exit::Ok)
     })())
 }

@@ -27,6 +27,14 @@ pub enum DaemonError {
     /// What it keeps.
     #[error("{0}")]
     Registry(#[from] RegistryError),
+    /// The engine has ended by itself: a mistake of DFlow.
+    #[error(
+        "the engine of this node died: {why}; its runs have ended with it. This is a mistake of DFlow: please report it"
+    )]
+    Died {
+        /// What its thread said.
+        why: String,
+    },
     /// Anything else of the operating system.
     #[error("cannot {what}: {source}")]
     System {

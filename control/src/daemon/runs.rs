@@ -410,7 +410,9 @@ impl Runs {
         let mut table = self.table();
         let old = |ended: Option<Ended>| ended.is_none_or(|ended| ended.at.elapsed() > self.bounds.keep);
         while let Some((run, held)) = table.ended.front() {
-            let crowded = table.held_bytes > self.bounds.keep_bytes || table.ended.len() > ENDED_MAX;
+            // The newest run's outputs stay, whatever their size: nobody could fetch them otherwise.
+            let many = table.held_bytes > self.bounds.keep_bytes && table.ended.len() > 1;
+            let crowded = many || table.ended.len() > ENDED_MAX;
             if !crowded && !old(run.ended()) {
                 break;
             }

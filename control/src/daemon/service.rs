@@ -95,9 +95,19 @@ async fn serve(mut loaded: Loaded, ready: impl FnOnce(&str)) -> Result<(), Daemo
     );
     ready(&settings.api);
     notify("READY=1");
-    signals.next().await;
-    notify("STOPPING=1");
-    drain(&runs, &mut signals, settings.drain).await;
+    let told = async {
+        signals.next().await;
+        notify("STOPPING=1");
+        drain(&runs, &mut signals, settings.drain).await;
+    };
+    let died = tokio::select! {
+        () = told => None,
+        // Its runs will never end, so that there is nothing to wait for.
+        why = death(&node) => {
+            tracing::error!(why, "the engine died");
+            Some(why)
+        }
+    };
     // Clients learn how their runs ended before the connections go.
     let _ = stop.send(true);
     let _ = server.await;
@@ -109,8 +119,18 @@ async fn serve(mut loaded: Loaded, ready: impl FnOnce(&str)) -> Result<(), Daemo
         let _ = tokio::task::spawn_blocking(move || recorder.join()).await;
     }
     let ended = tokio::task::spawn_blocking(move || drop(node)).await;
-    tracing::info!(node = settings.name, clean = ended.is_ok(), "ended");
-    Ok(())
+    tracing::info!(node = settings.name, clean = ended.is_ok() && died.is_none(), "ended");
+    died.map_or(Ok(()), |why| Err(DaemonError::Died { why }))
+}
+
+/// Waits until the engine has ended by itself; returns why.
+async fn death(node: &Node) -> String {
+    loop {
+        if let Some(why) = node.death() {
+            return why;
+        }
+        tokio::time::sleep(LOOK * 10).await;
+    }
 }
 
 /// No new runs; those under way may end; after `patience`, or another signal, they are cancelled.

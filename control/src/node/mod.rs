@@ -43,7 +43,7 @@ use dflow_proto::store::{Listed, Stats};
 use engine::{Request, Requests};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ pub struct Node {
     requests: Requests,
     address: Option<SocketAddr>,
     logs: LogLines,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// A run that has been submitted.
@@ -118,7 +118,7 @@ impl Node {
             return Err(StartError::Missing { path: path.into() });
         }
         let (requests, address, logs, thread) = engine::start(config)?;
-        Ok(Node { requests, address, logs, thread: Some(thread) })
+        Ok(Node { requests, address, logs, thread: Mutex::new(Some(thread)) })
     }
 
     /// Begins a run. Inputs are checked against their types and put into the store by the calling
@@ -213,13 +213,24 @@ impl Node {
         self.address
     }
 
+    /// Why the engine has ended though nobody told it to; `None` as long as it is at work. Told once.
+    pub fn death(&self) -> Option<String> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = thread.take_if(|thread| thread.is_finished())?;
+        let Err(panic) = ended.join() else { return Some("it ended without a reason".to_owned()) };
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Some(text.unwrap_or("it panicked without a message").to_owned())
+    }
+
     /// Ends all runs and function processes and waits until they are gone.
     pub fn shutdown(mut self) {
         self.stop();
     }
 
     fn stop(&mut self) {
-        if let Some(thread) = self.thread.take() {
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
             // An engine that is gone already needs no word, and its panic has been printed.
             let _ = self.requests.send(Request::Shutdown);
             let _ = thread.join();
