@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How often the terminal is redrawn.
 const FRAME: Duration = Duration::from_millis(100);
@@ -126,10 +127,12 @@ pub(super) fn run(args: &RunArgs) -> Exit {
         start: args.start,
         spread: Spread::Auto,
     };
+    // From before the run's first process exists, which a Ctrl-C would otherwise orphan.
+    let interrupts = count_interrupts();
     let code = match node.submit(spec) {
         Ok(handle) => {
             let about = About { workflow: &workflow, inputs: &inputs, config: &config };
-            follow(args, &node, handle, &sink, &about)
+            follow(args, &node, handle, &sink, &about, &interrupts)
         }
         Err(error) => {
             eprintln!("error: {error}");
@@ -169,8 +172,14 @@ pub(super) fn parse_inputs(pairs: &[String]) -> Result<Vec<(String, Given)>, Str
 }
 
 /// Shows the run until it ends, delivers, and writes its record down.
-fn follow(args: &RunArgs, node: &Node, handle: RunHandle, sink: &Sink, about: &About<'_>) -> Exit {
-    let interrupts = count_interrupts();
+fn follow(
+    args: &RunArgs,
+    node: &Node,
+    handle: RunHandle,
+    sink: &Sink,
+    about: &About<'_>,
+    interrupts: &AtomicU32,
+) -> Exit {
     let begun = Instant::now();
     let mut live = Live::new(&handle.watch().view(), args.quiet || sink.json);
     let mut printed = Printed::default();
@@ -293,26 +302,31 @@ fn print_summary(
     }
 }
 
-/// Counts Ctrl-C from now on instead of dying of it, so that the run can end cleanly.
+/// Counts Ctrl-C and SIGTERM from now on instead of dying of them, so that the run can end cleanly.
+/// They are caught when this returns, not once a thread of it got its turn.
 fn count_interrupts() -> Arc<AtomicU32> {
     let count = Arc::new(AtomicU32::new(0));
+    let catch = || -> std::io::Result<_> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let caught = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
+        Ok((runtime, caught))
+    };
+    let Ok((runtime, (mut interrupt, mut terminate))) = catch() else { return count };
     let counter = count.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    if let Ok(runtime) = runtime {
-        // The thread waits for signals as long as the process lives.
-        std::thread::spawn(move || {
-            runtime.block_on(async {
-                let term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-                let Ok(mut term) = term else { return };
-                loop {
-                    tokio::select! {
-                        done = tokio::signal::ctrl_c() => if done.is_err() { return },
-                        _ = term.recv() => {}
-                    }
-                    counter.fetch_add(1, Ordering::Relaxed);
+    // The thread waits for signals as long as the process lives.
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
                 }
-            });
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
         });
-    }
+    });
     count
 }
