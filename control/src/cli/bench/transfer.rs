@@ -9,6 +9,7 @@ use crate::bench::transfer::{Client, Plan, Row, TransferError, serve};
 use crate::daemon::config::Secret as SecretFile;
 use crate::netns::Lab;
 use dflow_dataplane::transport::{Backend, Config, Epoch, NodeId, Secret};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io::{BufRead, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ const START: Duration = Duration::from_secs(10);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 One end serves (--listen), the other measures (PEER); --local is both, in two network namespaces of their own
-(root). Objects are read from the peer's memory into memory that is there, one after the other or -q at a time.
+(root), each on half of the processors. Objects are read from the peer's memory into memory that is there, one after the other or -q at a time.
 Beside them, in turns: blocking TCP sockets (--streams of them above 64 KiB, else one), the next port but one
 of the server's. Each size ends with a check of every byte. CPU counts both ends. `of raw`: medians of rounds.
 
@@ -182,7 +183,11 @@ fn local(args: &TransferArgs) -> Exit {
         }
     };
     let address = SocketAddr::new(IpAddr::V4(lab.address(0)), LOCAL_PORT);
-    let other = start(args, &lab, address).and_then(|started| {
+    // A process inherits the processors of the thread that starts it.
+    let other = halves().and_then(|(theirs, ours)| {
+        sched_setaffinity(None, &theirs)?;
+        let started = start(args, &lab, address)?;
+        sched_setaffinity(None, &ours)?;
         lab.enter_thread(1)?;
         Ok(started)
     });
@@ -193,6 +198,20 @@ fn local(args: &TransferArgs) -> Exit {
             Exit::Environment
         }
     }
+}
+
+/// The processors of each end. Two machines share none: where the scheduler puts both ends of a stream on one
+/// processor, a copy finds its bytes in that processor's cache, and the raw sockets jump between two speeds.
+fn halves() -> anyhow::Result<(CpuSet, CpuSet)> {
+    let all = sched_getaffinity(None)?;
+    let (mut halves, mut seen) = ([CpuSet::new(), CpuSet::new()], 0);
+    for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)) {
+        let half = usize::from(seen >= all.count() / 2);
+        halves[half].set(cpu);
+        seen += 1;
+    }
+    let [first, second] = halves;
+    Ok(if first.count() == 0 { (all, all) } else { (first, second) })
 }
 
 fn start(args: &TransferArgs, lab: &Lab, address: SocketAddr) -> anyhow::Result<(Other, Secret)> {
