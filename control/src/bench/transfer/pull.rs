@@ -3,14 +3,10 @@
 use super::{PATIENCE_MS, TransferError};
 use dflow_dataplane::transport::{ConnectionId, Event, Lease, Op, Region, Transport};
 use dflow_proto::ids::Extent;
+use dflow_proto::transfer::TransferLimits;
 use dflow_shm::segment::Map;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Bytes of one read.
-const CHUNK_BYTES: u64 = 1 << 20;
-/// Reads under way for each object.
-const CHUNKS: u64 = 8;
 
 /// Where objects come from and go to.
 pub(super) struct Pull<'a> {
@@ -36,7 +32,8 @@ impl Pull<'_> {
         let mut places: Vec<Option<Object>> = (0..self.depth).map(|_| None).collect();
         let mut nanos = Vec::with_capacity(times as usize);
         let (mut begun, mut events, mut under_way) = (0, Vec::new(), 0);
-        let chunk = CHUNK_BYTES.min(self.transport.capabilities().read_bytes_max as u64);
+        let limits = TransferLimits::default();
+        let chunk = limits.chunk_bytes.min(self.transport.capabilities().read_bytes_max as u64);
         while (nanos.len() as u64) < times {
             for (place, object) in places.iter_mut().enumerate() {
                 if object.is_none() && begun < times {
@@ -44,7 +41,7 @@ impl Pull<'_> {
                     begun += 1;
                 }
                 let Some(object) = object else { continue };
-                while object.asked < self.bytes && object.asked - object.done < CHUNKS * chunk {
+                while object.asked < self.bytes && object.asked - object.done < limits.peer_window_bytes {
                     let n = chunk.min(self.bytes - object.asked);
                     self.read(place as u64, object.asked, n)?;
                     object.asked += n;

@@ -33,7 +33,8 @@ pub struct Ticket(pub u64);
 /// The bounds of a receiver.
 #[derive(Clone, Copy, Debug)]
 pub struct TransferLimits {
-    /// Of one read.
+    /// Of one read. Small enough that an object of a MiB uses more than one stream and that what is copied is
+    /// still in the cache of who copied it; large enough that a request costs little beside its bytes.
     pub chunk_bytes: u64,
     /// On their way to this node at one time.
     pub window_bytes: u64,
@@ -57,7 +58,7 @@ pub struct TransferLimits {
 impl Default for TransferLimits {
     fn default() -> Self {
         TransferLimits {
-            chunk_bytes: 1 << 20,
+            chunk_bytes: 512 << 10,
             window_bytes: 32 << 20,
             peer_window_bytes: 16 << 20,
             failures_max: 1000,
