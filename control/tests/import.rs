@@ -481,6 +481,7 @@ fn a_run_can_be_exported_and_imported_again() {
         journal: &Journal::default(),
         failure: None,
         printed: Printed::default(),
+        nodes: None,
     };
     let record = RunRecord { events, ..facts.record() };
     let exported = export::wfformat(&record);

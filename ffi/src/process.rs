@@ -14,6 +14,14 @@ pub(crate) fn rusage_us(who: i32) -> u64 {
     time_us(&usage)
 }
 
+/// Nanoseconds of CLOCK_MONOTONIC, which all processes share.
+pub(crate) fn now_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime fills the struct it is given.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 fn time_us(usage: &libc::rusage) -> u64 {
     let us = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
     us(usage.ru_utime) + us(usage.ru_stime)

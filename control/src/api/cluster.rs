@@ -3,8 +3,9 @@
 use super::Api;
 use super::error::ApiError;
 use super::peers::fetch;
-use super::types::{ListQuery, NodeInfo, ObjectInfo, PoolInfo};
+use super::types::{LinkInfo, ListQuery, NodeInfo, ObjectInfo, PoolInfo};
 use crate::daemon::{Run, blocking};
+use crate::node::PeerView;
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -83,7 +84,8 @@ pub(super) async fn nodes(State(api): State<Api>) -> Result<Json<Vec<NodeInfo>>,
 
 async fn own_info(api: &Api) -> Result<NodeInfo, ApiError> {
     let node = api.runs.node().clone();
-    let stats = blocking(move || node.stats()).await.ok_or_else(ApiError::gone)?;
+    let looked = blocking(move || Some((node.stats()?, node.peers().unwrap_or_default()))).await;
+    let (stats, peers) = looked.ok_or_else(ApiError::gone)?;
     let settings = &api.settings;
     Ok(NodeInfo {
         name: settings.name.clone(),
@@ -104,6 +106,18 @@ async fn own_info(api: &Api) -> Result<NodeInfo, ApiError> {
         store_used_bytes: stats.store.arena_used_bytes,
         objects: stats.store.objects,
         huge_pages: stats.huge_pages,
+        links: peers.into_iter().filter_map(link_info).collect(),
+    })
+}
+
+fn link_info(peer: PeerView) -> Option<LinkInfo> {
+    let link = peer.link?;
+    Some(LinkInfo {
+        peer: peer.name,
+        transport: link.transport,
+        why: link.why,
+        rdma_bytes: link.rdma_bytes,
+        stream_bytes: link.stream_bytes,
     })
 }
 
@@ -173,8 +187,9 @@ fn names(run: &Run, key: ObjectKey) -> Option<(Option<String>, String)> {
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
     let node = api.runs.node().clone();
-    let (stats, pools) = blocking(move || (node.stats(), node.pools().unwrap_or_default())).await;
-    let text = api.metrics.text(api.runs.under_way(), stats.as_ref(), &pools);
+    let look = move || (node.stats(), node.pools().unwrap_or_default(), node.peers().unwrap_or_default());
+    let (stats, pools, peers) = blocking(look).await;
+    let text = api.metrics.text(api.runs.under_way(), stats.as_ref(), &pools, &peers);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

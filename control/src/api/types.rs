@@ -223,6 +223,24 @@ pub struct NodeInfo {
     pub objects: u32,
     /// Whether huge pages back the store.
     pub huge_pages: String,
+    /// Its connections to its peers.
+    #[serde(default)]
+    pub links: Vec<LinkInfo>,
+}
+
+/// What carries data from a peer to a node.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct LinkInfo {
+    /// The peer's name, empty if it has not said.
+    pub peer: String,
+    /// `rdma`, `uring` or `tcp`.
+    pub transport: String,
+    /// Why it: what it was chosen for, or what became of RDMA.
+    pub why: String,
+    /// Bytes read there over RDMA since the connection opened.
+    pub rdma_bytes: u64,
+    /// Bytes read there over streams.
+    pub stream_bytes: u64,
 }
 
 /// A function's processes.

@@ -289,6 +289,7 @@ fn record(
         journal,
         failure: None,
         printed: Printed::default(),
+        nodes: None,
     };
     facts.record()
 }

@@ -12,6 +12,7 @@
 mod chart;
 mod drive;
 mod grouping;
+pub mod local;
 mod measure;
 mod memcpy;
 mod remote;

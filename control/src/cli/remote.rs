@@ -394,9 +394,15 @@ pub(super) fn nodes(args: &NodesArgs) -> Exit {
                 n.workers.to_string(),
                 format!("{}/{}", bytes_text(n.store_used_bytes), bytes_text(n.store_bytes)),
                 clock,
+                // As the node sees it that was asked.
+                nodes[0]
+                    .links
+                    .iter()
+                    .find(|link| link.peer == n.name)
+                    .map_or(String::new(), |l| l.transport.clone()),
             ]
         };
-        let head = ["NODE", "STATE", "API", ">RUNS", ">CPUS", ">SLOTS", ">WORKERS", ">STORE", ">CLOCK"];
+        let head = ["NODE", "STATE", "API", ">RUNS", ">CPUS", ">SLOTS", ">WORKERS", ">STORE", ">CLOCK", "BY"];
         Ok(print(&table(&head, &nodes.iter().map(row).collect::<Vec<_>>())))
     })())
 }

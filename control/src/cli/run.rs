@@ -239,6 +239,7 @@ fn follow(
             journal: &handle.watch().take_journal(),
             failure: result.as_ref().err(),
             printed,
+            nodes: handle.watch().nodes(),
         };
         args.keep.save(&facts.record(), args.quiet || sink.json);
     }

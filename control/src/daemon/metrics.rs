@@ -1,7 +1,7 @@
 //! What a node counts, in the form that Prometheus reads.
 
 use crate::history::Outcome;
-use crate::node::{Journal, NodeStats, PoolView, What};
+use crate::node::{Journal, NodeStats, PeerView, PoolView, What};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -39,9 +39,9 @@ struct KindLabel {
     kind: &'static str,
 }
 
-/// How objects came from a peer.
+/// What carried bytes from a peer.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct TransferLabel {
+struct LinkLabel {
     transport: String,
     peer: String,
 }
@@ -72,18 +72,12 @@ pub struct Metrics {
     loads: Gauge,
     invocations: Family<KindLabel, Gauge>,
     workers: Family<PoolLabel, Gauge>,
-    transfer_bytes: Family<TransferLabel, Histogram>,
-    transfer_seconds: Family<TransferLabel, Histogram>,
+    link_bytes: Family<LinkLabel, Gauge>,
 }
 
 /// From 100 us to 400 s.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(1e-4, 4.0, 12))
-}
-
-/// From 1 KiB to 16 GiB.
-fn sizes() -> Histogram {
-    Histogram::new(exponential_buckets(1024.0, 8.0, 9))
 }
 
 impl Metrics {
@@ -110,8 +104,7 @@ impl Metrics {
             loads: Gauge::default(),
             invocations: Family::default(),
             workers: Family::default(),
-            transfer_bytes: Family::new_with_constructor(sizes),
-            transfer_seconds: Family::new_with_constructor(seconds),
+            link_bytes: Family::default(),
         };
         metrics.register();
         metrics
@@ -136,9 +129,8 @@ impl Metrics {
         r.register("store_loads", "Objects ever brought back", self.loads.clone());
         r.register("invocations", "Invocations now, and what bounds them", self.invocations.clone());
         r.register("workers", "Function processes", self.workers.clone());
-        let (bytes, time) = (self.transfer_bytes.clone(), self.transfer_seconds.clone());
-        r.register_with_unit("transfer", "Sizes of objects from peers", Unit::Bytes, bytes);
-        r.register_with_unit("transfer_time", "Times of objects from peers", Unit::Seconds, time);
+        let links = self.link_bytes.clone();
+        r.register_with_unit("link_read", "Read from a peer since it connected", Unit::Bytes, links);
         r.register_with_unit("api_input", "Inputs streamed in", Unit::Bytes, self.input_bytes.clone());
         r.register_with_unit("api_output", "Outputs streamed out", Unit::Bytes, self.output_bytes.clone());
     }
@@ -169,15 +161,14 @@ impl Metrics {
         self.retries.inc_by(journal.failures.iter().filter(|f| f.retried).count() as u64);
     }
 
-    /// An object has come from a peer.
-    pub fn transferred(&self, transport: &str, peer: &str, bytes: u64, took: Duration) {
-        let label = TransferLabel { transport: transport.to_owned(), peer: peer.to_owned() };
-        self.transfer_bytes.get_or_create(&label).observe(bytes as f64);
-        self.transfer_seconds.get_or_create(&label).observe(took.as_secs_f64());
-    }
-
     /// All of it as text, with what the engine says of itself now.
-    pub fn text(&self, runs: usize, stats: Option<&NodeStats>, pools: &[PoolView]) -> String {
+    pub fn text(
+        &self,
+        runs: usize,
+        stats: Option<&NodeStats>,
+        pools: &[PoolView],
+        peers: &[PeerView],
+    ) -> String {
         self.runs.set(runs as i64);
         if let Some(stats) = stats {
             let store = &stats.store;
@@ -211,6 +202,14 @@ impl Metrics {
             for (state, value) in [("busy", pool.workers.saturating_sub(pool.idle)), ("idle", pool.idle)] {
                 let label = PoolLabel { function: pool.function.clone(), runtime: pool.runtime, state };
                 self.workers.get_or_create(&label).inc_by(i64::from(value));
+            }
+        }
+        self.link_bytes.clear();
+        for (peer, link) in peers.iter().filter_map(|peer| Some((peer, peer.link.as_ref()?))) {
+            let streams = if link.transport == "rdma" { "streams" } else { &link.transport };
+            for (transport, bytes) in [("rdma", link.rdma_bytes), (streams, link.stream_bytes)] {
+                let label = LinkLabel { transport: transport.to_owned(), peer: peer.name.clone() };
+                self.link_bytes.get_or_create(&label).set(bytes as i64);
             }
         }
         let mut text = String::new();

@@ -62,6 +62,7 @@ fn record_of(run: &Run, config: &NodeConfig, metrics: &Metrics) -> Option<RunRec
         journal: &journal,
         failure: None,
         printed: run.printed(),
+        nodes: watch.nodes(),
     }
     .record();
     record.summary.started_unix_us = run.opened_unix_us;

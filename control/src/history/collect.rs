@@ -3,7 +3,9 @@
 use super::record::*;
 use super::{DRAWING_BYTES_MAX, LOG_BYTES_MAX, MESSAGE_BYTES_MAX};
 use crate::graphview;
-use crate::node::{Failed, Given, Journal, LogLine, NodeConfig, Record, RunFailure, RunView, StepView, What};
+use crate::node::{
+    Failed, Given, Journal, LogLine, NodeConfig, Nodes, Record, RunFailure, RunView, StepView, What,
+};
 use crate::workflow::Workflow;
 use dflow_core::graph::{Condition, PortKind, Source, StartPolicy, StepKind};
 use dflow_core::scheduler::RunError;
@@ -61,6 +63,8 @@ pub struct Facts<'a> {
     pub failure: Option<&'a RunFailure>,
     /// What functions printed.
     pub printed: Printed,
+    /// The nodes, if there were several.
+    pub nodes: Option<&'a Nodes>,
 }
 
 impl Facts<'_> {
@@ -95,6 +99,9 @@ impl Facts<'_> {
             failures: journal.failures.iter().map(|f| failure_facts(f, since)).collect(),
             logs: self.printed.lines.into(),
             logs_dropped: self.printed.dropped,
+            places: self
+                .nodes
+                .map(|nodes| Places { nodes: nodes.names.clone(), placement: (*nodes.placement).clone() }),
         }
     }
 }

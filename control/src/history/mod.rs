@@ -24,7 +24,7 @@ pub use id::new_run_name;
 pub(crate) use id::next as next_run_name;
 pub use record::{
     Event, EventKind, FailureFacts, ForeachFacts, GraphFacts, InputFacts, LogFacts, NodeFacts, Outcome,
-    PortFacts, RunRecord, SourceFacts, StartFacts, StepFacts, StepRow, Summary,
+    Places, PortFacts, RunRecord, SourceFacts, StartFacts, StepFacts, StepRow, Summary,
 };
 pub use store::{History, RUNS_DEFAULT_MAX, default_dir};
 

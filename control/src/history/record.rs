@@ -3,6 +3,7 @@
 //!
 //! All times are microseconds since the run was submitted, unless a name says otherwise.
 
+use dflow_core::placement::{HOME, Placement};
 use serde::{Deserialize, Serialize};
 
 /// How a run ended.
@@ -88,6 +89,36 @@ pub struct RunRecord {
     pub logs: Vec<LogFacts>,
     /// Lines that were not kept.
     pub logs_dropped: u64,
+    /// The nodes of a run over several.
+    pub places: Option<Places>,
+}
+
+/// Where the parts of a run over several nodes lay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
+    /// The nodes' names; the home is the first.
+    pub nodes: Vec<String>,
+    /// Of each step, by their numbers.
+    pub placement: Placement,
+}
+
+impl Places {
+    /// The number of the node that executes an invocation; the home's of what the graph does not have.
+    pub fn node_of(&self, step: u32, item: u32) -> u16 {
+        self.placement.steps.get(step as usize).map_or(HOME, |place| place.host(item))
+    }
+
+    /// A node's name.
+    pub fn name(&self, node: u16) -> &str {
+        self.nodes.get(usize::from(node)).map_or("", String::as_str)
+    }
+
+    /// The names of the nodes that execute a step.
+    pub fn of_step(&self, step: u32) -> Vec<&str> {
+        let Some(place) = self.placement.steps.get(step as usize) else { return Vec::new() };
+        let hosts: std::collections::BTreeSet<u16> = place.hosts().iter().copied().collect();
+        hosts.into_iter().map(|node| self.name(node)).collect()
+    }
 }
 
 /// An input of a run.

@@ -39,6 +39,7 @@ const DETAILS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("details"
 const JOURNALS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("journals");
 /// Log lines by run.
 const LOGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("logs");
+const PLACES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("places");
 /// [`GraphFacts`] by a hash of them: runs of one workflow share theirs.
 const GRAPHS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("graphs");
 
@@ -61,6 +62,7 @@ struct Tables<'t> {
     details: RunTable<'t>,
     journals: RunTable<'t>,
     logs: RunTable<'t>,
+    places: RunTable<'t>,
     graphs: redb::Table<'t, u64, &'static [u8]>,
 }
 
@@ -95,6 +97,9 @@ impl Tables<'_> {
         self.details.insert(key, details.as_slice())?;
         self.journals.insert(key, events.as_slice())?;
         self.logs.insert(key, logs.as_slice())?;
+        if let Some(places) = &record.places {
+            self.places.insert(key, encode(places).as_slice())?;
+        }
         self.summaries.insert(key, encode(&summary).as_slice())?;
         Ok(run)
     }
@@ -178,6 +183,7 @@ impl History {
                 details: transaction.open_table(DETAILS)?,
                 journals: transaction.open_table(JOURNALS)?,
                 logs: transaction.open_table(LOGS)?,
+                places: transaction.open_table(PLACES)?,
                 graphs: transaction.open_table(GRAPHS)?,
             };
             for record in records {
@@ -215,6 +221,7 @@ impl History {
             tables.details.remove(run.as_str())?;
             tables.journals.remove(run.as_str())?;
             tables.logs.remove(run.as_str())?;
+            tables.places.remove(run.as_str())?;
         }
         let mut used = BTreeSet::new();
         for entry in tables.details.iter()? {
@@ -433,6 +440,10 @@ fn record(transaction: &ReadTransaction, run: &str) -> Result<RunRecord, redb::E
     let details: Details = decode(&bytes(DETAILS, "details")?).map_err(damaged)?;
     let events = decode_events(&bytes(JOURNALS, "journal")?).map_err(damaged)?;
     let logs: Vec<LogFacts> = decode(&bytes(LOGS, "logs")?).map_err(damaged)?;
+    // Runs on one node have none, nor has a history that was never given another.
+    let places = there(transaction.open_table(PLACES))?;
+    let places = places.map(|places| places.get(run)).transpose()?.flatten();
+    let places = places.map(|places| decode(places.value())).transpose().map_err(damaged)?;
     let graphs = transaction.open_table(GRAPHS)?;
     let graph = graphs.get(details.graph)?.ok_or_else(|| missing("graph"))?;
     let graph: GraphFacts = decode(graph.value()).map_err(damaged)?;
@@ -448,6 +459,7 @@ fn record(transaction: &ReadTransaction, run: &str) -> Result<RunRecord, redb::E
         failures: details.failures,
         logs,
         logs_dropped: details.logs_dropped,
+        places,
     })
 }
 

@@ -3,8 +3,14 @@
 
 use super::store::FORMAT;
 use super::*;
+use dflow_core::placement::{Place, Placement};
 use proptest::prelude::*;
 use std::path::Path;
+
+fn places() -> Places {
+    let placement = Placement { nodes: 2, steps: vec![Place::On(1)] };
+    Places { nodes: vec!["ada".into(), "bob".into()], placement }
+}
 
 /// A record whose journal has `events` events.
 pub(crate) fn sample(run: &str, events: u64) -> RunRecord {
@@ -34,6 +40,7 @@ pub(crate) fn sample(run: &str, events: u64) -> RunRecord {
         node: NodeFacts { cpu_milli: 2000, slots: 8, ..NodeFacts::default() },
         start: Some(StartFacts::First(3)),
         events: (0..events).map(event).collect(),
+        places: events.is_multiple_of(2).then(places),
         events_dropped: 0,
         failures: vec![FailureFacts {
             at_us: 5,

@@ -32,7 +32,9 @@ pub use error::{RunFailure, StartError, SubmitError};
 pub use logs::{LogLine, LogLines};
 pub use object::{ObjectView, OutputValue};
 pub use stage::{InputWriter, OpenRun};
-pub use view::{Failed, Journal, Nodes, PeerView, PoolView, Record, RunView, StepView, Watch, What};
+pub use view::{
+    Failed, Journal, LinkView, Nodes, PeerView, PoolView, Record, RunView, StepView, Watch, What,
+};
 
 use crate::workflow::Workflow;
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};

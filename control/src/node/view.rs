@@ -112,6 +112,21 @@ pub struct PeerView {
     pub slots: u32,
     /// Memory of its store.
     pub store_bytes: u64,
+    /// What carries data between it and this one, while it is connected; `None` for this one.
+    pub link: Option<LinkView>,
+}
+
+/// The way between this node and another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkView {
+    /// `rdma`, `uring` or `tcp`.
+    pub transport: String,
+    /// Why it: what it was chosen for, or what became of RDMA.
+    pub why: String,
+    /// Bytes that this node read there over RDMA since the connection opened.
+    pub rdma_bytes: u64,
+    /// Bytes that it read over streams.
+    pub stream_bytes: u64,
 }
 
 /// Which node executes what of a run.

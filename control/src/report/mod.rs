@@ -40,6 +40,7 @@ pub fn page(record: &RunRecord, timeline: &Timeline) -> String {
     }
     tables::steps(&mut out, record, timeline);
     tables::edges(&mut out, record, timeline);
+    tables::links(&mut out, record, timeline);
     tables::failures(&mut out, record);
     tables::logs(&mut out, record);
     let _ = write!(out, "<div id=\"tip\"></div>\n<script>\n{SCRIPT}</script>\n</body></html>\n");

@@ -2,7 +2,7 @@
 
 use crate::history::RunRecord;
 use crate::text::{bytes_text, html, time_text};
-use crate::trace::{Overlaps, PhaseKind, StretchKind, Timeline, invocation_name};
+use crate::trace::{LinkBytes, Overlaps, PhaseKind, StretchKind, Timeline, invocation_name};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -110,12 +110,15 @@ pub(super) fn steps(out: &mut String, record: &RunRecord, timeline: &Timeline) {
             time(s.start_us),
             time(s.end_us),
         ];
+        if let Some(places) = &record.places {
+            row.insert(2, html(&places.of_step(index as u32).join(", ")));
+        }
         row.extend(spent[index].iter().map(|us| if *us == 0 { String::new() } else { time_text(*us) }));
         row
     };
     let rows: Vec<_> = record.steps.iter().enumerate().map(row).collect();
     out.push_str("<h2>Steps</h2>\n<p>Times of phases are summed over attempts.</p>\n");
-    let head = [
+    let mut head = vec![
         "step",
         "function",
         "state",
@@ -134,6 +137,9 @@ pub(super) fn steps(out: &mut String, record: &RunRecord, timeline: &Timeline) {
         ">compute",
         ">put",
     ];
+    if record.places.is_some() {
+        head.insert(2, "node");
+    }
     table(out, &head, &rows);
 }
 
@@ -155,8 +161,35 @@ pub(super) fn edges(out: &mut String, record: &RunRecord, timeline: &Timeline) {
         ]
     };
     let rows: Vec<_> = edges.iter().map(row).collect();
-    out.push_str("<h2>Bytes per edge</h2>\n<p>Counted once for each reader; on one node no byte of it is copied.</p>\n");
+    out.push_str("<h2>Bytes per edge</h2>\n<p>Counted once for each reader; within a node no byte of it is copied.</p>\n");
     table(out, &["output", "read by", ">objects", ">readers", ">bytes read", ""], &rows);
+}
+
+/// Who read how much of whom.
+pub(super) fn links(out: &mut String, record: &RunRecord, timeline: &Timeline) {
+    let Some(places) = &record.places else { return };
+    let nodes = 0..places.nodes.len() as u16;
+    let most = timeline.links.values().map(|link| link.bytes).max().unwrap_or(0).max(1);
+    let cell = |link: Option<&LinkBytes>| {
+        let Some(link) = link else { return String::new() };
+        let shade = 60.0 * link.bytes as f64 / most as f64;
+        let objects = if link.objects == 1 { "object" } else { "objects" };
+        format!(
+            "<span class=\"heat\" style=\"--heat:{shade:.0}%\">{}</span> {} {objects}",
+            bytes_text(link.bytes),
+            link.objects
+        )
+    };
+    let row = |from: u16| {
+        let cells = nodes.clone().map(|to| cell(timeline.links.get(&(from, to))));
+        [format!("<b>{}</b>", html(places.name(from)))].into_iter().chain(cells).collect()
+    };
+    let rows: Vec<Vec<String>> = nodes.clone().map(row).collect();
+    let names = nodes.clone().map(|node| format!(">to {}", html(places.name(node))));
+    let head: Vec<String> = ["from".to_owned()].into_iter().chain(names).collect();
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    out.push_str("<h2>Between nodes</h2>\n<p>An object counts once for each node that reads it.</p>\n");
+    table(out, &head, &rows);
 }
 
 pub(super) fn failures(out: &mut String, record: &RunRecord) {

@@ -1,19 +1,19 @@
 //! The trace in Chrome's JSON format, which Perfetto and `chrome://tracing` show.
 //!
-//! One process is the run, with a lane for each slot that was in use: attempts, and in them their
-//! phases. Another holds those that wait for a slot or a token. Arrows are data: from a seal (or, for
+//! One process is the run, or its part on one node, with a lane for each slot that was in use: attempts, and in
+//! them their phases. Another holds those that wait for a slot or a token. Arrows are data: from a seal (or, for
 //! an object that is read while it grows, from its first byte) to the moment its reader went on.
 
 use super::{Attempt, PhaseKind, Timeline, invocation_name, lanes};
 use crate::history::RunRecord;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Write};
 
-/// The process of the run.
-const RUN: u32 = 1;
 /// The process of what waits to be started.
 const QUEUE: u32 = 2;
+/// The process of the first node; others follow.
+const NODES: u32 = 10;
 /// Arrows that are drawn; a viewer with more is of no use.
 const ARROWS_MAX: usize = 100_000;
 /// Lanes of waiting invocations that are drawn.
@@ -28,15 +28,19 @@ pub fn write(record: &RunRecord, timeline: &Timeline, out: &mut impl Write) -> i
     events.out.write_all(b"{\"traceEvents\":[")?;
     let summary = &record.summary;
     let title = format!("{} {}", summary.workflow, summary.run);
-    events.name("process_name", RUN, 0, &title)?;
     events.name("process_name", QUEUE, 0, "waiting for a slot or a token")?;
-    let slots = lanes(timeline.attempts.iter().map(|a| (a.started_us, a.ended_us)));
-    for lane in 0..slots.iter().max().map_or(0, |l| l + 1) {
-        events.name("thread_name", RUN, lane + 1, &format!("slot {lane}"))?;
-        events.event(&json!({"ph": "M", "name": "thread_sort_index", "pid": RUN, "tid": lane + 1, "args": {"sort_index": lane}}))?;
+    let slots = slots(record, timeline);
+    let used: BTreeMap<u32, u32> = slots.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+    for (&pid, &last) in &used {
+        let node = record.places.as_ref().map(|places| format!(" on {}", places.name((pid - NODES) as u16)));
+        events.name("process_name", pid, 0, &format!("{title}{}", node.unwrap_or_default()))?;
+        for tid in 1..=last {
+            events.name("thread_name", pid, tid, &format!("slot {}", tid - 1))?;
+            events.event(&json!({"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": {"sort_index": tid - 1}}))?;
+        }
     }
-    for (attempt, lane) in timeline.attempts.iter().zip(&slots) {
-        attempt_events(record, timeline, attempt, lane + 1, &mut events)?;
+    for (attempt, at) in timeline.attempts.iter().zip(&slots) {
+        attempt_events(record, timeline, attempt, *at, &mut events)?;
     }
     queue_events(record, timeline, &mut events)?;
     let arrows_dropped = arrows(timeline, &slots, &mut events)?;
@@ -51,6 +55,23 @@ pub fn write(record: &RunRecord, timeline: &Timeline, out: &mut impl Write) -> i
         "arrows_dropped": arrows_dropped,
     });
     write!(events.out, "],\n\"displayTimeUnit\":\"ms\",\n\"otherData\":{other}}}\n")
+}
+
+/// Process and lane of each attempt.
+fn slots(record: &RunRecord, timeline: &Timeline) -> Vec<(u32, u32)> {
+    let node = |attempt: &Attempt| {
+        record.places.as_ref().map_or(0, |places| u32::from(places.node_of(attempt.step, attempt.item)))
+    };
+    let mut slots = vec![(0, 0); timeline.attempts.len()];
+    let nodes: BTreeSet<u32> = timeline.attempts.iter().map(node).collect();
+    for number in nodes {
+        let mine = timeline.attempts.iter().enumerate().filter(|(_, attempt)| node(attempt) == number);
+        let (indices, spans): (Vec<_>, Vec<_>) = mine.map(|(i, a)| (i, (a.started_us, a.ended_us))).unzip();
+        for (index, lane) in indices.into_iter().zip(lanes(spans.into_iter())) {
+            slots[index] = (NODES + number, lane + 1);
+        }
+    }
+    slots
 }
 
 struct Events<'w, W> {
@@ -87,7 +108,7 @@ fn attempt_events<W: Write>(
     record: &RunRecord,
     timeline: &Timeline,
     attempt: &Attempt,
-    tid: u32,
+    at: (u32, u32),
     events: &mut Events<'_, W>,
 ) -> io::Result<()> {
     let mut name = invocation_name(&record.graph, attempt.step, attempt.item);
@@ -103,6 +124,7 @@ fn attempt_events<W: Write>(
         "runtime": step.map_or("", |s| s.runtime.as_str()),
         "item": attempt.item,
         "attempt": attempt.attempt,
+        "node": record.places.as_ref().map(|places| places.name(places.node_of(attempt.step, attempt.item))),
         "outcome": match attempt.ok { Some(true) => "ok", Some(false) => "failed", None => "unknown" },
         "cold": attempt.cold,
         "early": attempt.early,
@@ -119,14 +141,14 @@ fn attempt_events<W: Write>(
     if let Some(failure) = record.failures.iter().find(same) {
         args["error"] = failure.message.as_str().into();
     }
-    events.slice(&name, "attempt", (RUN, tid), (attempt.started_us, attempt.ended_us), args)?;
+    events.slice(&name, "attempt", at, (attempt.started_us, attempt.ended_us), args)?;
     for phase in attempt.phases.iter().filter(|p| p.kind != PhaseKind::Queue) {
         let args = match phase.kind {
             PhaseKind::Wait => waited(record, timeline, attempt, phase.from_us),
             PhaseKind::Put => put(record, attempt, phase.until_us),
             _ => json!({}),
         };
-        events.slice(phase.kind.name(), "phase", (RUN, tid), (phase.from_us, phase.until_us), args)?;
+        events.slice(phase.kind.name(), "phase", at, (phase.from_us, phase.until_us), args)?;
     }
     Ok(())
 }
@@ -174,7 +196,11 @@ fn queue_events<W: Write>(
 }
 
 /// Draws arrows; returns how many there would be more.
-fn arrows<W: Write>(timeline: &Timeline, slots: &[u32], events: &mut Events<'_, W>) -> io::Result<u64> {
+fn arrows<W: Write>(
+    timeline: &Timeline,
+    slots: &[(u32, u32)],
+    events: &mut Events<'_, W>,
+) -> io::Result<u64> {
     let (mut id, mut dropped) = (0, 0);
     for (index, attempt) in timeline.attempts.iter().enumerate() {
         let Some(began_us) = attempt.began_us else { continue };
@@ -200,13 +226,14 @@ fn arrows<W: Write>(timeline: &Timeline, slots: &[u32], events: &mut Events<'_, 
                 let inside =
                     |us: u64, a: &Attempt| us.clamp(a.started_us, a.ended_us.max(a.started_us + 1) - 1);
                 let (from, to) = (inside(out_us, producer), inside(in_us, attempt));
-                let (from_tid, to_tid) = (slots[object.producer as usize] + 1, slots[index] + 1);
+                let ((from_pid, from_tid), (to_pid, to_tid)) =
+                    (slots[object.producer as usize], slots[index]);
                 events.event(&json!({
-                    "ph": "s", "id": id, "name": "data", "cat": "data", "pid": RUN, "tid": from_tid,
+                    "ph": "s", "id": id, "name": "data", "cat": "data", "pid": from_pid, "tid": from_tid,
                     "ts": from, "args": {"bytes": object.bytes},
                 }))?;
                 events.event(&json!({
-                    "ph": "f", "bp": "e", "id": id, "name": "data", "cat": "data", "pid": RUN, "tid": to_tid,
+                    "ph": "f", "bp": "e", "id": id, "name": "data", "cat": "data", "pid": to_pid, "tid": to_tid,
                     // An arrow that seemed to point back in time would not be drawn.
                     "ts": to.max(from), "args": {"bytes": object.bytes},
                 }))?;

@@ -12,17 +12,20 @@ mod attempts;
 pub mod chrome;
 mod critical;
 mod lanes;
+mod links;
 mod overlap;
 mod reads;
 
 pub use attempts::{Attempt, Object, Phase, PhaseKind, Put, Wait};
 pub use critical::{Bound, Stretch, StretchKind};
 pub use lanes::lanes;
+pub use links::LinkBytes;
 pub use overlap::{Overlaps, Shade, Share};
 pub use reads::{EdgeBytes, Read};
 
 use crate::history::{GraphFacts, RunRecord, StartFacts};
 use reads::Lists;
+use std::collections::BTreeMap;
 
 /// A run, computed.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +44,8 @@ pub struct Timeline {
     pub overlaps: Overlaps,
     /// Bytes that each step read of each other.
     pub edges: Vec<EdgeBytes>,
+    /// What crossed between nodes: by the numbers of the one that has it and the one that reads it.
+    pub links: BTreeMap<(u16, u16), LinkBytes>,
     pub(crate) lists: Lists,
 }
 
@@ -64,6 +69,8 @@ impl Timeline {
         timeline.bound = critical::bound(record, &timeline);
         timeline.overlaps = overlap::find(record, &timeline);
         timeline.edges = reads::edges(&timeline);
+        timeline.links =
+            record.places.as_ref().map(|places| links::find(places, &timeline)).unwrap_or_default();
         timeline
     }
 

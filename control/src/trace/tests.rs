@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::history::{
-    Event, EventKind, GraphFacts, NodeFacts, Outcome, PortFacts, RunRecord, SourceFacts, StepFacts, Summary,
+    Event, EventKind, GraphFacts, NodeFacts, Outcome, Places, PortFacts, RunRecord, SourceFacts, StepFacts,
+    Summary,
 };
+use dflow_core::placement::{Place, Placement};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -92,6 +94,7 @@ fn record() -> RunRecord {
         node: NodeFacts { cpu_milli: 4000, slots: 8, ..NodeFacts::default() },
         start: None,
         events,
+        places: None,
         events_dropped: 0,
         failures: Vec::new(),
         logs: Vec::new(),
@@ -157,6 +160,33 @@ fn the_bound_counts_what_came_before_a_wait_for_readers_of_what_came_after_it() 
     let bound = Timeline::of(&record).bound;
     // `join` could not have sealed before `a` was done, though it had begun long before.
     assert_eq!(bound.path_us, 9_900 + 1_995 + 3_000);
+}
+
+#[test]
+fn an_object_crosses_once_to_each_node_that_reads_it() {
+    let mut record = record();
+    // `a` and `grow` on the second node, all else on the first.
+    let on = |node| Place::On(node);
+    let steps = vec![on(1), on(0), on(0), on(1), on(0)];
+    let placement = Placement { nodes: 2, steps };
+    record.places = Some(Places { nodes: vec!["ada".into(), "bob".into()], placement });
+    let timeline = Timeline::of(&record);
+    let links: Vec<_> = timeline.links.iter().map(|(way, link)| (*way, link.objects, link.bytes)).collect();
+    assert_eq!(links, [((1, 0), 2, 1_000 + 9_000)]);
+
+    let mut trace = Vec::new();
+    chrome::write(&record, &timeline, &mut trace).expect("memory");
+    let trace: Value = serde_json::from_slice(&trace).expect("JSON");
+    let events = trace["traceEvents"].as_array().expect("a list");
+    let node_of = |step: &str| {
+        let found = events.iter().find(|e| e["cat"] == "attempt" && e["args"]["step"] == step);
+        let pid = &found.expect("each step has one")["pid"];
+        let name = events.iter().find(|e| e["name"] == "process_name" && e["pid"] == *pid).expect("a name");
+        name["args"]["name"].as_str().expect("text").to_owned()
+    };
+    assert!(node_of("grow").ends_with("on bob") && node_of("follow").ends_with("on ada"));
+    let page = crate::report::page(&record, &timeline);
+    assert!(page.contains("Between nodes") && page.contains("to bob"), "{page}");
 }
 
 #[test]

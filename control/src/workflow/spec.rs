@@ -276,11 +276,13 @@ pub enum Builtin {
     Log,
     /// Does nothing.
     Noop,
+    /// Tells when its parts happened.
+    Probe,
 }
 
 impl Builtin {
     /// All of them.
-    pub const ALL: [Builtin; 3] = [Builtin::Synthetic, Builtin::Log, Builtin::Noop];
+    pub const ALL: [Builtin; 4] = [Builtin::Synthetic, Builtin::Log, Builtin::Noop, Builtin::Probe];
 
     /// Its name in the file.
     pub const fn name(self) -> &'static str {
@@ -288,6 +290,7 @@ impl Builtin {
             Builtin::Synthetic => "synthetic",
             Builtin::Log => "log",
             Builtin::Noop => "noop",
+            Builtin::Probe => "probe",
         }
     }
 }

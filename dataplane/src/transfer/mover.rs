@@ -5,8 +5,8 @@ mod peers;
 use super::Moved;
 use super::holding::{Holdings, Publication};
 use crate::transport::{
-    Completion, ConnectionId, Event as Heard, Lease, NodeId, Op, OpError, OpId, PollError, Region, Stats,
-    Transport, Wake,
+    Completion, ConnectionId, Event as Heard, Lease, NodeId, Op, OpError, OpId, Path, PollError, Region,
+    Stats, Transport, Wake,
 };
 use dflow_proto::Tick;
 use dflow_proto::ids::{Extent, ObjectKey, RunId, SegmentId};
@@ -125,6 +125,11 @@ impl<T: Transport> Mover<T> {
     /// The transport, to look at.
     pub fn transport(&self) -> &T {
         &self.transport
+    }
+
+    /// What carries the data between a node and this one; `None` if it is not connected.
+    pub fn path(&self, node: NodeId) -> Option<Path> {
+        self.transport.path(self.peers.get(&node)?.connection?)
     }
 
     /// Numbers of this moment.

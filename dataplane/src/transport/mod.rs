@@ -187,7 +187,7 @@ pub struct Path {
     pub why: String,
     /// Bytes read over RDMA.
     pub rdma_bytes: u64,
-    /// Bytes read over streams, where that is told apart.
+    /// Bytes read over streams.
     pub stream_bytes: u64,
 }
 

@@ -1,7 +1,6 @@
-//! The built-in functions: `noop`, `log` and `synthetic`.
+//! The built-in functions: `noop`, `log`, `synthetic` and `probe`.
 
-use super::returned;
-use super::synthetic;
+use super::{probe, returned, synthetic};
 use crate::fault::Fault;
 use crate::input::Got;
 use crate::invocation::{Invocation, Returned};
@@ -20,6 +19,8 @@ pub(crate) enum Builtin {
     Log,
     /// See [`synthetic`].
     Synthetic,
+    /// See [`probe`].
+    Probe,
 }
 
 impl Builtin {
@@ -28,9 +29,10 @@ impl Builtin {
             "noop" => Ok(Builtin::Noop),
             "log" => Ok(Builtin::Log),
             "synthetic" => Ok(Builtin::Synthetic),
-            other => {
-                Err(format!("there is no built-in function {other:?}; there are noop, log and synthetic"))
-            }
+            "probe" => Ok(Builtin::Probe),
+            other => Err(format!(
+                "there is no built-in function {other:?}; there are noop, log, synthetic and probe"
+            )),
         }
     }
 
@@ -40,6 +42,7 @@ impl Builtin {
             Builtin::Log => each_input(invocation, |name, item, got| print(invocation, name, item, got))
                 .and_then(|()| put_empty(invocation)),
             Builtin::Synthetic => return synthetic::run(invocation),
+            Builtin::Probe => return probe::run(invocation),
         };
         result.map_or_else(returned, |()| Returned::Ok)
     }

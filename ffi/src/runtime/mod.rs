@@ -3,6 +3,7 @@
 mod builtin;
 mod exec;
 mod native;
+mod probe;
 mod synthetic;
 
 use crate::fault::Fault;

@@ -3,13 +3,18 @@
 use super::pull::{Pull, stride};
 use super::raw::Raw;
 use super::row::{Row, Side};
-use super::talk::{Answer, Ask, ask, send};
+use super::talk::{Answer, Ask, answer, ask, send};
 use super::{STRIPE_BYTES_MIN, TransferError, content, cpu_seconds};
 use dflow_dataplane::transport::{Backend, Broken, Config, ConnectionId, Event, Region, Transport, open};
+use dflow_proto::ids::SegmentId;
+use dflow_shm::segment::Map;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The segment that is read into, and the one that the peer reads.
+pub(super) const TARGET: SegmentId = SegmentId(1);
+pub(super) const SOURCE: SegmentId = SegmentId(2);
 /// Rounds of each kind, which alternate.
 const ROUNDS: u64 = 5;
 /// Target memory for objects that are under way together.
@@ -30,6 +35,15 @@ pub struct Plan {
     pub depth: u64,
     /// Streams for bulk.
     pub streams: u16,
+    /// The peer reads as much here at the same time.
+    pub both_ways: bool,
+}
+
+/// What is read: the peer's memory and, by the peer, ours.
+#[derive(Clone, Copy)]
+struct Way {
+    there: Region,
+    here: Option<Region>,
 }
 
 /// A connection to a peer that serves.
@@ -86,15 +100,19 @@ impl Client {
     ) -> Result<(), TransferError> {
         let largest = sizes.iter().copied().max().unwrap_or(0);
         let answer = ask(self.transport.as_mut(), self.connection, &Ask::Own { bytes: largest })?;
-        let Answer::Own { region, raw_port } = answer else {
+        let Answer::Own { region, raw } = answer else {
             return Err(TransferError::Peer(format!("{answer:?}")));
         };
         let room = TARGET_BYTES.max(stride(largest));
-        let target = content::memory(room)?;
-        let mut raw = Raw::connect(SocketAddr::new(self.address.ip(), raw_port), plan.streams)?;
+        let target = content::memory(TARGET, room)?;
+        self.transport.register(&target);
+        let mine = if plan.both_ways { Some(self.own(largest)?) } else { None };
+        let way = Way { there: region, here: mine };
+        let mut raw =
+            Raw::connect(self.address.ip(), raw, plan.streams * if plan.both_ways { 2 } else { 1 })?;
         for &bytes in sizes {
             let depth = plan.depth.clamp(1, room / stride(bytes));
-            each(self.size(bytes, depth, plan, region, &target, &mut raw)?);
+            each(self.size(bytes, depth, plan, way, &target, &mut raw)?);
         }
         send(self.transport.as_mut(), self.connection, &Ask::Done)?;
         self.transport.poll(&mut Vec::new(), Duration::from_millis(10))?;
@@ -106,8 +124,8 @@ impl Client {
         bytes: u64,
         depth: u64,
         plan: Plan,
-        region: Region,
-        target: &Arc<dflow_shm::segment::Map>,
+        way: Way,
+        target: &Arc<Map>,
         raw: &mut Raw,
     ) -> Result<Row, TransferError> {
         let streams = if bytes <= STRIPE_BYTES_MIN { 1 } else { plan.streams };
@@ -117,8 +135,9 @@ impl Client {
         let share = |round: u64| wanted / ROUNDS + u64::from(round < wanted % ROUNDS);
         let limit = plan.time.map(|time| time / ROUNDS as u32);
         // Once before anything is timed: what is allocated or learnt at first use is not the transfer's.
-        self.pull(bytes, depth, region, target).round(depth)?;
-        self.beside(|| raw.round(bytes, streams, 1, 1))??;
+        self.pull(bytes, depth, way, target, depth)?;
+        let both = plan.both_ways;
+        self.beside(|| raw.round(bytes, streams, 1, 1, both))??;
         let (mut ours, mut ceiling) = (Side::default(), Side::default());
         for round in 0..ROUNDS {
             let batch = if limit.is_some() { depth.max(1) } else { share(round) };
@@ -127,8 +146,9 @@ impl Client {
             }
             ceiling.begin(self.cpu()?);
             loop {
-                let nanos = self.beside(|| raw.round(bytes, streams, depth, batch))??;
+                let nanos = self.beside(|| raw.round(bytes, streams, depth, batch, both))??;
                 ceiling.add(bytes, nanos);
+                ceiling.add_other_way(if both { bytes * batch } else { 0 });
                 if limit.is_none_or(|limit| ceiling.lasted() >= limit) {
                     break;
                 }
@@ -137,8 +157,9 @@ impl Client {
             ceiling.end_cpu(self.cpu()?);
             ours.begin(self.cpu()?);
             loop {
-                let nanos = self.pull(bytes, depth, region, target).round(batch)?;
+                let nanos = self.pull(bytes, depth, way, target, batch)?;
                 ours.add(bytes, nanos);
+                ours.add_other_way(if both { bytes * batch } else { 0 });
                 if limit.is_none_or(|limit| ours.lasted() >= limit) {
                     break;
                 }
@@ -147,22 +168,45 @@ impl Client {
             ours.end_cpu(self.cpu()?);
         }
         content::clear(target)?;
-        self.pull(bytes, depth, region, target).round(depth)?;
+        self.pull(bytes, depth, way, target, depth)?;
         for place in 0..depth {
             content::check(target, place * stride(bytes), bytes)?;
         }
         Ok(Row { bytes, depth, streams, ours, raw: ceiling, checked_bytes: bytes * depth })
     }
 
-    fn pull<'a>(
-        &'a mut self,
+    /// Memory that the peer reads.
+    fn own(&mut self, bytes: u64) -> Result<Region, TransferError> {
+        let map = content::memory(SOURCE, bytes)?;
+        content::fill(&map)?;
+        // The transport keeps what is registered.
+        Ok(self.transport.register(&map))
+    }
+
+    /// Reads `times` objects, while the peer does the same if that is asked for; nanoseconds of each.
+    fn pull(
+        &mut self,
         bytes: u64,
         depth: u64,
-        region: Region,
-        target: &'a Arc<dflow_shm::segment::Map>,
-    ) -> Pull<'a> {
-        let connection = self.connection;
-        Pull { transport: self.transport.as_mut(), connection, region, target, bytes, depth }
+        way: Way,
+        target: &Arc<Map>,
+        times: u64,
+    ) -> Result<Vec<u64>, TransferError> {
+        let (transport, connection) = (self.transport.as_mut(), self.connection);
+        if let Some(region) = way.here {
+            send(transport, connection, &Ask::Pull { region, bytes, depth, times })?;
+        }
+        let region = way.there;
+        let mut pull = Pull { transport, connection, region, target, bytes, depth, heard: Vec::new() };
+        let nanos = pull.round(times)?;
+        if way.here.is_some() {
+            let heard = pull.heard;
+            match answer(self.transport.as_mut(), heard)? {
+                Answer::Pulled => {}
+                other => return Err(TransferError::Peer(format!("{other:?}"))),
+            }
+        }
+        Ok(nanos)
     }
 
     /// Runs `work` in a thread while the transport goes on answering its peer.

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Memory whose pages are there.
-pub(super) fn memory(bytes: u64) -> Result<Arc<Map>, TransferError> {
+/// A segment whose pages are there.
+pub(super) fn memory(id: SegmentId, bytes: u64) -> Result<Arc<Map>, TransferError> {
     let error = |why: String| TransferError::Memory { bytes, why };
     if bytes > MEMORY_BYTES_MAX {
         return Err(error(format!("a measurement takes at most {MEMORY_BYTES_MAX}")));
     }
-    let id = SegmentId(1);
     let segment = Segment::create(id, "bench", bytes.next_multiple_of(4096));
     let map = segment.and_then(|segment| segment.map_node()).map_err(|e| error(e.to_string()))?;
     let all = Extent { segment: id, offset: 0, bytes: map.bytes() };
@@ -26,6 +25,23 @@ pub(super) fn fill(map: &Arc<Map>) -> Result<(), TransferError> {
     pieces(map, 0, map.bytes(), |map, extent, piece| {
         map.part_mut(extent).map(|part| part.copy_in(0, piece)).map_err(|e| e.to_string())
     })
+}
+
+/// The bytes of an object, as [`check`] expects them.
+pub(super) fn made(bytes: u64) -> Vec<u8> {
+    let mut made = vec![0; bytes as usize];
+    let pieces = made.chunks_mut(PIECE_BYTES as usize).enumerate();
+    pieces.for_each(|(i, piece)| expected(i as u64 * PIECE_BYTES, piece));
+    made
+}
+
+/// Writes a part of an object that lies at the start of memory.
+pub(super) fn write(map: &Arc<Map>, at: u64, part: &[u8]) -> Result<(), TransferError> {
+    let bytes = part.len() as u64;
+    let extent = Extent { segment: map.segment(), offset: at, bytes };
+    let room = map.part_mut(extent).map_err(|e| TransferError::Memory { bytes, why: e.to_string() })?;
+    room.copy_in(0, part);
+    Ok(())
 }
 
 /// Forgets what lies in memory.
@@ -60,14 +76,19 @@ fn pieces(
     let mut piece = vec![0; PIECE_BYTES as usize];
     for offset in (0..bytes).step_by(PIECE_BYTES as usize) {
         let n = PIECE_BYTES.min(bytes - offset);
-        for (i, word) in piece.chunks_exact_mut(8).enumerate() {
-            let place = (offset / 8 + i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            word.copy_from_slice(&(place ^ (place >> 29)).to_le_bytes());
-        }
+        expected(offset, &mut piece);
         let extent = Extent { segment: map.segment(), offset: at + offset, bytes: n };
         with(map, extent, &piece[..n as usize]).map_err(|why| TransferError::Memory { bytes, why })?;
     }
     Ok(())
+}
+
+/// The bytes that belong at `offset` of an object.
+fn expected(offset: u64, piece: &mut [u8]) {
+    for (i, word) in piece.chunks_exact_mut(8).enumerate() {
+        let place = (offset / 8 + i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        word.copy_from_slice(&(place ^ (place >> 29)).to_le_bytes());
+    }
 }
 
 #[cfg(test)]
@@ -76,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_wrong_byte_is_found_where_it_is() {
-        let map = memory(3 << 20).expect("memory");
+        let map = memory(SegmentId(1), 3 << 20).expect("memory");
         fill(&map).expect("filled");
         check(&map, 0, 3 << 20).expect("as filled");
         let extent = Extent { segment: map.segment(), offset: 2 << 20, bytes: 8 };

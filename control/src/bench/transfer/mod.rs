@@ -7,6 +7,7 @@
 mod client;
 mod content;
 mod pull;
+pub mod put;
 mod raw;
 mod row;
 mod serve;

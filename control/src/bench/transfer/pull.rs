@@ -18,6 +18,8 @@ pub(super) struct Pull<'a> {
     pub bytes: u64,
     /// Objects under way, each with a place of its own in the target.
     pub depth: u64,
+    /// What the peer said meanwhile.
+    pub heard: Vec<Vec<u8>>,
 }
 
 struct Object {
@@ -65,7 +67,8 @@ impl Pull<'_> {
                         }
                     }
                     Event::Disconnected { why, .. } => return Err(why.into()),
-                    _ => {}
+                    Event::Message { bytes, .. } => self.heard.push(bytes),
+                    Event::Connected { .. } => {}
                 }
             }
         }

@@ -30,6 +30,14 @@ impl Side {
         self.nanos.extend(nanos);
     }
 
+    /// Bytes that went the other way meanwhile.
+    pub(super) fn add_other_way(&mut self, moved: u64) {
+        self.bytes += moved;
+        if let Some(round) = &mut self.round {
+            round.2 += moved;
+        }
+    }
+
     pub(super) fn lasted(&self) -> Duration {
         self.round.map_or(Duration::ZERO, |(begun, ..)| begun.elapsed())
     }

@@ -1,5 +1,6 @@
 //! What the two ends say to each other, as messages of the transport under test.
 
+use super::raw::Ticket;
 use super::{PATIENCE_MS, TransferError};
 use dflow_dataplane::transport::{ConnectionId, Event, Op, Region, Transport};
 use serde::{Deserialize, Serialize};
@@ -11,16 +12,20 @@ pub(super) enum Ask {
     Own { bytes: u64 },
     /// Processor time used until now.
     Cpu,
+    /// Read so many of my objects, while I read yours, `depth` at a time; the last ones are compared.
+    Pull { region: Region, bytes: u64, depth: u64, times: u64 },
     /// The measurement is over.
     Done,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// It is there; raw sockets are taken at this port.
-    Own { region: Region, raw_port: u16 },
+    /// It is there; raw sockets are answered there.
+    Own { region: Region, raw: Ticket },
     /// In seconds.
     Cpu { seconds: f64 },
+    /// They were read, and are right.
+    Pulled,
     /// Why not.
     Cannot { why: String },
 }
@@ -45,18 +50,20 @@ pub(super) fn ask(
     what: &Ask,
 ) -> Result<Answer, TransferError> {
     send(transport, connection, what)?;
+    answer(transport, Vec::new())
+}
+
+/// The answer to what was asked: among what was `heard` already, or what comes.
+pub(super) fn answer(transport: &mut dyn Transport, heard: Vec<Vec<u8>>) -> Result<Answer, TransferError> {
+    if let Some(bytes) = heard.into_iter().next() {
+        return decode(&bytes);
+    }
     let (mut events, until) = (Vec::new(), Instant::now() + Duration::from_millis(PATIENCE_MS));
     while Instant::now() < until {
         transport.poll(&mut events, Duration::from_millis(500))?;
         for event in events.drain(..) {
             match event {
-                Event::Message { bytes, .. } => {
-                    return match serde_json::from_slice(&bytes) {
-                        Ok(Answer::Cannot { why }) => Err(TransferError::Peer(why)),
-                        Ok(answer) => Ok(answer),
-                        Err(error) => Err(TransferError::Peer(error.to_string())),
-                    };
-                }
+                Event::Message { bytes, .. } => return decode(&bytes),
                 Event::Completed(completion) => completion.result?,
                 Event::Disconnected { why, .. } => return Err(why.into()),
                 Event::Connected { .. } => {}
@@ -64,4 +71,12 @@ pub(super) fn ask(
         }
     }
     Err(TransferError::Peer(format!("no answer for {PATIENCE_MS} ms")))
+}
+
+fn decode(bytes: &[u8]) -> Result<Answer, TransferError> {
+    match serde_json::from_slice(bytes) {
+        Ok(Answer::Cannot { why }) => Err(TransferError::Peer(why)),
+        Ok(answer) => Ok(answer),
+        Err(error) => Err(TransferError::Peer(error.to_string())),
+    }
 }

@@ -22,3 +22,10 @@ pub(super) fn line(format: Format, cells: &[String]) -> String {
         }
     }
 }
+
+/// As [`line`], of cells whose first is a name and whose last is a text.
+pub(super) fn named_line(format: Format, cells: &[String]) -> String {
+    let ([first, rest @ .., last], Format::Table) = (cells, format) else { return line(format, cells) };
+    let rest: Vec<String> = rest.iter().map(|cell| format!("{cell:>11}")).collect();
+    format!("{first:<16} {}  {last}\n", rest.join(" "))
+}

@@ -474,7 +474,7 @@ impl Engine {
             Request::Stage { run, bytes, file, reply } => self.stage(run, bytes, file, reply),
             Request::Submit(submission) => self.submit_over(submission),
             Request::Peer(peer) => self.add_peer(peer),
-            Request::Peers { reply } => drop(reply.send(self.peer_views())),
+            Request::Peers { reply } => self.tell_peers(reply),
             Request::Forget { run } => self.forget(run),
             Request::Cancel { run, reason } => self.events.push_back(Event::Cancel { run, reason }),
             Request::OverMemory { worker, used_bytes, limit_bytes } => {

@@ -11,6 +11,7 @@ pub(crate) use kept::{Kept, Returned, Returns};
 pub(crate) use message::{Facts, Fate, Join, Message};
 
 use super::cluster::{ClusterConfig, PeerConfig};
+use super::view::{LinkView, PeerView};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use dflow_dataplane::transfer::{Landing, Moved, Mover, Publication};
 use dflow_dataplane::transport::{self, Config, Epoch, NodeId, OpenError, Transport, Wake};
@@ -69,6 +70,8 @@ pub(crate) enum Command {
     Drop { run: RunId },
     /// A segment's memory goes.
     Gone { segment: SegmentId },
+    /// Answer with these, and what carries data to each.
+    Links { views: Vec<PeerView>, reply: Sender<Vec<PeerView>> },
     /// End.
     Stop,
 }
@@ -369,9 +372,24 @@ impl Thread {
                     self.mover.deregister(segment);
                 }
             }
+            Command::Links { mut views, reply } => {
+                views.iter_mut().for_each(|view| view.link = self.link(NodeId(view.node)));
+                // Who no longer listens needs no answer.
+                let _ = reply.send(views);
+            }
             // Seen to before.
             Command::Stop => {}
         }
+    }
+
+    fn link(&self, node: NodeId) -> Option<LinkView> {
+        let path = self.mover.path(node)?;
+        Some(LinkView {
+            transport: path.transport.into(),
+            why: path.why,
+            rdma_bytes: path.rdma_bytes,
+            stream_bytes: path.stream_bytes,
+        })
     }
 
     fn publish(&mut self, key: ObjectKey, publish: Publish, to: &[NodeId]) {

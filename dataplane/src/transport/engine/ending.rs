@@ -28,6 +28,9 @@ impl<S: Streams> Engine<S> {
         };
         if lease.is_some() {
             self.stats.read_bytes += operation.done_bytes as u64;
+            if let Some(c) = self.connections.get_mut(operation.connection) {
+                c.read_bytes += operation.done_bytes as u64;
+            }
         }
         self.stats.completed += 1;
         self.found.push_back(Event::Completed(Completion {

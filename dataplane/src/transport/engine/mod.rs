@@ -331,9 +331,9 @@ impl<S: Streams> Transport for Engine<S> {
     }
 
     fn path(&self, connection: ConnectionId) -> Option<Path> {
-        self.connections.get(connection.0)?;
+        let stream_bytes = self.connections.get(connection.0)?.read_bytes;
         let why = self.capabilities.features.join(", ");
-        Some(Path { transport: self.capabilities.name, why, rdma_bytes: 0, stream_bytes: 0 })
+        Some(Path { transport: self.capabilities.name, why, rdma_bytes: 0, stream_bytes })
     }
 
     fn stats(&self) -> Stats {

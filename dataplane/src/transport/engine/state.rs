@@ -65,6 +65,8 @@ pub(super) struct Connection {
     pub(super) sending: Vec<u64>,
     /// Small answers in the batch that is being sent.
     pub(super) sending_answers: u32,
+    /// Bytes of payload read from the peer.
+    pub(super) read_bytes: u64,
 }
 
 /// A bulk stream of a connection.
@@ -116,6 +118,7 @@ impl Connection {
             serving: 0,
             sending: Vec::new(),
             sending_answers: 0,
+            read_bytes: 0,
         }
     }
 

@@ -25,6 +25,7 @@ use super::Engine;
 use crate::node::cluster::{ClusterConfig, PeerConfig};
 use crate::node::net::{Command, Facts, Message, Net, NetEvent, Returned, Returns};
 use crate::node::view::{Nodes, PeerView};
+use crossbeam::channel::Sender;
 use dflow_core::placement::{HOME, NodeIndex, Part, Place, Placement};
 use dflow_core::scheduler::{Event, Word};
 use dflow_dataplane::transfer::Moved;
@@ -200,6 +201,7 @@ impl Cluster {
             cpu_milli: facts.cpu_milli,
             slots: facts.slots,
             store_bytes: facts.store_bytes,
+            link: None,
         };
         let others = self.peers.iter().map(|(node, peer)| {
             view(*node, &peer.name, peer.up, peer.facts.as_ref().unwrap_or(&Facts::default()))
@@ -226,9 +228,18 @@ impl Engine {
         Facts { cpu_milli, slots, store_bytes: self.config.store_bytes }
     }
 
-    /// All nodes of the cluster.
-    pub(super) fn peer_views(&self) -> Vec<PeerView> {
-        self.cluster.as_ref().map(|cluster| cluster.view(&self.facts())).unwrap_or_default()
+    /// Tells of all nodes of the cluster. The links are the network thread's to look at, so it answers.
+    pub(super) fn tell_peers(&mut self, reply: Sender<Vec<PeerView>>) {
+        let facts = self.facts();
+        match &mut self.cluster {
+            Some(cluster) => {
+                let views = cluster.view(&facts);
+                cluster.net.command(Command::Links { views, reply });
+                cluster.net.ring();
+            }
+            // Who no longer listens needs no answer.
+            None => drop(reply.send(Vec::new())),
+        }
     }
 
     /// Whether the network has something to tell.
