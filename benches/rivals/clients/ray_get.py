@@ -15,7 +15,7 @@ PORT = 6399
 def start(address, *args):
     ray_program = pathlib.Path(sys.executable).parent / "ray"
     command = [ray_program, "start", "--node-ip-address", address, "--num-cpus", "2", "--object-store-memory", str(2 << 30),
-               "--disable-usage-stats", "--include-dashboard", "false", *args]
+               "--disable-usage-stats", *args]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -30,7 +30,7 @@ class Holder:
 def main():
     folder, what, address = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     if what == "serve":
-        start(address, "--head", "--port", str(PORT), "--resources", '{"there": 1}')
+        start(address, "--head", "--include-dashboard", "false", "--port", str(PORT), "--resources", '{"there": 1}')
         (folder / "head").write_text(f"{address}:{PORT}")
         (folder / "ready").touch()
         time.sleep(3600)

@@ -161,6 +161,9 @@ pub trait Streams {
     /// Lets `wait` end, with [`StreamEvent::Watched`], also when `fd` is readable. For one descriptor, so that what
     /// works beside the streams needs no thread and no sleep of its own.
     fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError>;
+    /// Whether large sends and receives are to be cut into pieces, so that what is small and comes meanwhile has its
+    /// turn between two copies. Costs large ones some speed.
+    fn cut(&mut self, _small: bool) {}
     /// Wakes `wait` from another thread.
     fn waker(&self) -> Arc<dyn Wake>;
 }

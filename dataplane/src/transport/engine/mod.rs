@@ -32,6 +32,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Where small things come and go at least this often, bulk makes way for them. Microseconds.
+const TALK_US: u64 = 2_000;
+
 /// See the [module](self).
 pub struct Engine<S: Streams> {
     streams: S,
@@ -56,6 +59,8 @@ pub struct Engine<S: Streams> {
     incoming: Vec<StreamEvent>,
     /// The time at the last look: reading the clock for each of many small steps would cost more than they do.
     clock: Tick,
+    /// When something small went or came last.
+    talked: Tick,
     /// Somebody has called for the polling thread.
     woken: bool,
     /// What is watched beside the streams is readable.
@@ -98,6 +103,7 @@ impl<S: Streams> Engine<S> {
             watched: false,
             roused: false,
             clock: Tick(0),
+            talked: Tick(0),
             stats: Stats::default(),
         })
     }
@@ -282,6 +288,7 @@ impl<S: Streams> Transport for Engine<S> {
             if self.found.is_empty() && !spins {
                 timeout = Duration::from_micros(until.min(self.deadline_min.0).saturating_sub(now));
             }
+            self.streams.cut(self.clock.since_us(self.talked) < TALK_US);
             let mut incoming = std::mem::take(&mut self.incoming);
             self.streams.wait(&mut incoming, timeout)?;
             self.clock = self.streams.now();

@@ -247,6 +247,7 @@ impl<S: Streams> Engine<S> {
             }
             Frame::Cancel { op } => self.cancel_answer(key, op),
             Frame::Message(bytes) => {
+                self.talked = self.clock;
                 let c = self.connections.get_mut(key).expect("its stream is alive");
                 let credit = c.agreed.map_or(0, |agreed| u64::from(agreed.message_credit_bytes));
                 c.taken += message_cost(bytes.len());

@@ -100,7 +100,9 @@ impl<S: Streams> Engine<S> {
             let Task::Read { region, offset, .. } = operation.task else { unreachable!("a queue of reads") };
             let bytes = operation.bytes as u32;
             let mut number = 0;
-            if !is_small(operation.bytes) {
+            if is_small(operation.bytes) {
+                self.talked = now;
+            } else {
                 let (at, lane) = c
                     .lanes
                     .iter_mut()
@@ -125,6 +127,7 @@ impl<S: Streams> Engine<S> {
             head.extend_from_slice(&Frame::data_header(answer.op, answer.offset, check, bytes).encode());
             answer.source.append_to(&mut head);
             c.sending_answers += 1;
+            self.talked = now;
         }
         while head.len() < BATCH_BYTES {
             let Some(&op) = c.messages.front() else { break };
@@ -141,6 +144,7 @@ impl<S: Streams> Engine<S> {
             operation.stage = Stage::Asked { lane: 0 };
             c.messages.pop_front();
             c.sending.push(op);
+            self.talked = now;
         }
         if !head.is_empty() {
             stream.sending = true;

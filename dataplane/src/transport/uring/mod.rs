@@ -30,6 +30,8 @@ use std::time::Duration;
 
 /// From here on a send without a copy can pay. Bytes.
 const ZERO_COPY_BYTES_MIN: usize = 128 << 10;
+/// What is copied at a time while small things are to have their turn in between.
+const PIECE_BYTES: usize = 128 << 10;
 /// Sends whose memory the kernel may still read after it has reported them, a stream.
 const HELD_MAX: usize = 8;
 /// The bit in a notification that says the bytes were copied after all.
@@ -64,6 +66,8 @@ pub struct Uring {
     sockets: Slab<Box<Socket>>,
     found: Vec<StreamEvent>,
     zero_copy: bool,
+    /// What one send or receive copies at most.
+    piece_bytes: usize,
     /// Requests in the kernel that use memory of ours.
     in_kernel: usize,
     /// A ring with one issuer must not move to another thread.
@@ -128,6 +132,7 @@ impl Uring {
             watched: None,
             sockets: Slab::new(),
             found: Vec::new(),
+            piece_bytes: usize::MAX,
             in_kernel: 0,
             _not_send: PhantomData,
         };
@@ -234,7 +239,7 @@ impl Uring {
             sys::set_low_water(socket.fd.as_fd(), low_water);
         }
         let ioprio = if socket.drained || target.is_whole() { POLL_FIRST } else { 0 };
-        let bytes = bytes as u32;
+        let bytes = bytes.min(self.piece_bytes) as u32;
         let entry = match socket.fixed {
             true => opcode::Recv::new(types::Fixed(key as u32), pointer, bytes).ioprio(ioprio),
             false => opcode::Recv::new(types::Fd(socket.fd.as_raw_fd()), pointer, bytes).ioprio(ioprio),
@@ -252,7 +257,14 @@ impl Uring {
         let zero_copy = big
             && socket.held.len() < HELD_MAX
             && matches!(socket.zero_copy, ZeroCopy::Untried | ZeroCopy::Pays);
-        let (iov, count) = sys::parts(outgoing, *done);
+        let (mut iov, count) = sys::parts(outgoing, *done);
+        if !zero_copy {
+            let mut room = self.piece_bytes;
+            for part in &mut iov {
+                part.iov_len = part.iov_len.min(room);
+                room -= part.iov_len;
+            }
+        }
         socket.iov = iov;
         socket.message.msg_iov = socket.iov.as_mut_ptr();
         socket.message.msg_iovlen = count as _;
@@ -578,6 +590,10 @@ impl Streams for Uring {
         self.harvest();
         events.append(&mut self.found);
         Ok(())
+    }
+
+    fn cut(&mut self, small: bool) {
+        self.piece_bytes = if small { PIECE_BYTES } else { usize::MAX };
     }
 
     fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError> {
