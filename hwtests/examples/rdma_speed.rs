@@ -172,31 +172,31 @@ impl Reader {
         Ok(words)
     }
 
-    /// Reads `count` objects of `bytes`, `depth` at a time.
+    /// Reads `count` objects of `bytes`, `depth` at a time, all into the same memory, as perftest does: what differs
+    /// is then not a cache.
     fn read(mut self, bytes: u64, depth: u64, count: u64) -> Result<()> {
         ensure!(0 < bytes && bytes <= SERVED_BYTES && depth > 0 && count > 0, "nothing to read");
-        let map = filled(1, bytes * depth)?;
+        let map = filled(1, bytes)?;
         self.transport.register(&map);
-        let lease = |at: u64| {
-            Lease::of(&map, Extent { segment: map.segment(), offset: at * bytes, bytes }).context("inside")
-        };
+        // What is still to come of each object under way.
+        let mut parts = vec![0; depth as usize];
         // The first one of each place is not measured: page faults, the owner's key.
-        for at in 0..depth {
-            self.submit(lease(at)?)?;
+        for place in 0..depth {
+            parts[place as usize] = self.submit(&map, bytes, place)?;
         }
         for _ in 0..depth {
-            self.next_read()?;
+            self.next_read(&mut parts)?;
         }
         let before = self.transport.stats();
         let owner_before = self.owner()?;
         let begin = Instant::now();
-        for at in 0..depth.min(count) {
-            self.submit(lease(at)?)?;
+        for place in 0..depth.min(count) {
+            parts[place as usize] = self.submit(&map, bytes, place)?;
         }
         for read in 0..count {
-            let lease = self.next_read()?;
+            let place = self.next_read(&mut parts)?;
             if read + depth < count {
-                self.submit(lease)?;
+                parts[place as usize] = self.submit(&map, bytes, place)?;
             }
         }
         let took = begin.elapsed().as_secs_f64();
@@ -215,19 +215,30 @@ impl Reader {
         Ok(())
     }
 
-    fn submit(&mut self, into: Lease) -> Result<()> {
+    /// Asks for an object, in as many reads as one may be long; how many those are.
+    fn submit(&mut self, map: &Arc<Map>, bytes: u64, place: u64) -> Result<u64> {
         let deadline = self.transport.now().after_ms(PATIENCE_MS);
         let (connection, region) = (self.connection, self.region);
-        self.transport.submit(Op::Read { connection, region, offset: 0, into, deadline, tag: 1 })?;
-        Ok(())
+        let most = self.transport.capabilities().read_bytes_max as u64;
+        for offset in (0..bytes).step_by(most as usize) {
+            let extent = Extent { segment: map.segment(), offset, bytes: most.min(bytes - offset) };
+            let into = Lease::of(map, extent).context("inside")?;
+            self.transport.submit(Op::Read { connection, region, offset, into, deadline, tag: place })?;
+        }
+        Ok(bytes.div_ceil(most))
     }
 
-    fn next_read(&mut self) -> Result<Lease> {
+    /// The place of the next object that is whole.
+    fn next_read(&mut self, parts: &mut [u64]) -> Result<u64> {
         loop {
             while let Some(completion) = self.completions.pop_front() {
                 completion.result.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
-                if let Some(lease) = completion.lease {
-                    return Ok(lease);
+                if completion.lease.is_some() {
+                    let left = &mut parts[completion.tag as usize];
+                    *left -= 1;
+                    if *left == 0 {
+                        return Ok(completion.tag);
+                    }
                 }
             }
             ensure!(!self.ended, "the owner is gone");

@@ -10,6 +10,8 @@ use dflow_control::workflow;
 use dflow_core::placement::{Place, Placement};
 use dflow_dataplane::transport::{Epoch, NodeId};
 use dflow_hwtests::run::Scene;
+use dflow_proto::InvocationId;
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -211,6 +213,44 @@ fn a_chain_goes_to_and_fro() {
     cluster.scene.write("functions.py", &source);
     assert_eq!(cluster.run(&body, &on(&[0, 1, 0, 1, 0, 1])), "6");
     assert_eq!(cluster.run(&body, &on(&[1, 1, 0, 0, 1, 0])), "6", "again, with warm functions");
+}
+
+#[test]
+fn steps_lie_where_they_ask_to() {
+    let Some(cluster) = Cluster::start(3, |index, config| {
+        if let (Some(cluster), 2) = (&mut config.cluster, index) {
+            cluster.labels = vec!["disk".into()];
+        }
+    }) else {
+        return;
+    };
+    let body = |first: &str| {
+        format!(
+            "functions:\n{}{}{}steps:\n  first: {{function: pid, placement: {{prefer: \"{first}\"}}}}\n  \
+             pieces: {{function: pieces, placement: {{prefer: \"label:bob\"}}}}\n  \
+             each: {{function: measure, foreach: {{item: p, over: steps.pieces.piece}}, in: {{piece: item.p}}, \
+             placement: {{prefer: pack}}}}\noutputs:\n  result: {{from: steps.first.out}}\n",
+            function("pid", "out: json"),
+            function("pieces", "piece: {type: string, many: true}"),
+            function("measure", "part: json"),
+        )
+    };
+    let handle = cluster.submit(&body("label:disk"), &[]).expect("submitted");
+    handle.wait(Some(PATIENCE)).expect("it ends").unwrap_or_else(|error| panic!("{error}"));
+    let watch = handle.watch();
+    let nodes = watch.nodes().expect("it lies on several");
+    let host = |step, item| nodes.of(InvocationId { step, item });
+    assert_eq!((host(0, 0), host(1, 0)), (Some("cem"), Some("bob")));
+    let hosts: BTreeSet<_> = (0..40).map(|item| host(2, item)).collect();
+    assert_eq!(hosts.len(), 1, "all items together: {hosts:?}");
+    // What happened there is known here, and who it was.
+    assert_eq!(watch.view().steps.iter().map(|step| step.done).collect::<Vec<_>>(), [1, 1, 40]);
+
+    let error = cluster.submit(&body("label:gpu"), &[]).err().expect("nobody has it").to_string();
+    assert!(
+        error.contains("step first asks for a node labelled gpu") && error.contains("ada, bob, cem"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use super::exit::Exit;
 use super::open::open;
-use dflow_core::placement::{NodeFacts, Place, place};
+use crate::workflow::{Placement, StepSpec};
+use dflow_core::placement::{NodeFacts, Place, Wish, place};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -27,8 +28,12 @@ pub(super) fn run(args: &PlanArgs) -> Exit {
         Err(code) => return code,
     };
     let nodes = vec![NodeFacts { cpu_milli: args.cpus * 1000 }; args.nodes.into()];
+    // Which node has which label is not known here.
+    let together =
+        |step: &StepSpec| if step.placement == Placement::Pack { Wish::Together } else { Wish::Anywhere };
+    let wishes: Vec<Wish> = workflow.steps.iter().map(together).collect();
     // A megabyte a second is a byte a microsecond.
-    let draft = match place(&workflow.graph, &nodes, args.bandwidth) {
+    let draft = match place(&workflow.graph, &nodes, args.bandwidth, &wishes) {
         Ok(draft) => draft,
         Err(error) => {
             eprintln!("error: {error}");

@@ -36,6 +36,7 @@ pub(super) fn cluster(loaded: &Loaded) -> Result<Option<ClusterConfig>, DaemonEr
         let address = resolve("peers", &peer.data)?;
         config.peers.push(PeerConfig { node: number(&peer.name), name: peer.name.clone(), address });
     }
+    config.labels = settings.labels.clone();
     Ok(Some(config))
 }
 

@@ -28,6 +28,8 @@ pub struct ClusterConfig {
     pub backend: Backend,
     /// Bulk streams of each connection.
     pub lanes: u16,
+    /// What steps may ask for by `placement: {prefer: "label:NAME"}`, besides the node's own name.
+    pub labels: Vec<String>,
 }
 
 /// Another node.
@@ -96,6 +98,7 @@ impl ClusterConfig {
             peers: Vec::new(),
             backend: Backend::Auto,
             lanes: 2,
+            labels: Vec::new(),
         }
     }
 

@@ -6,7 +6,7 @@
 
 mod place;
 
-pub use place::{Draft, NodeFacts, place};
+pub use place::{Draft, NodeFacts, Wish, place};
 
 use crate::graph::StepIndex;
 use alloc::{boxed::Box, sync::Arc, vec::Vec};

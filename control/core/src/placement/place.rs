@@ -27,6 +27,18 @@ pub struct NodeFacts {
     pub cpu_milli: u32,
 }
 
+/// Where a step may lie.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Wish {
+    /// Where it ends first; the items of a foreach are dealt out.
+    #[default]
+    Anywhere,
+    /// The same, and all items of a foreach together.
+    Together,
+    /// On one of these; items are dealt out over them. Not empty.
+    Among(Box<[NodeIndex]>),
+}
+
 /// A placement, and when each step would run by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
@@ -39,10 +51,16 @@ pub struct Draft {
 }
 
 /// Places `graph` over `nodes`, the home first, whose links carry `bandwidth` bytes a microsecond (0: any number).
+/// `wishes` are those of the steps, in their order; what is missing is [`Wish::Anywhere`].
 ///
 /// # Errors
 /// If the graph has a cycle.
-pub fn place(graph: &Graph, nodes: &[NodeFacts], bandwidth: u64) -> Result<Draft, GraphError> {
+pub fn place(
+    graph: &Graph,
+    nodes: &[NodeFacts],
+    bandwidth: u64,
+    wishes: &[Wish],
+) -> Result<Draft, GraphError> {
     let rank = graph.critical_path(bandwidth)?;
     let mut order = graph.topological()?;
     // A step's rank is larger than that of any step behind it, but for switches, which cost nothing: the sort is
@@ -63,11 +81,16 @@ pub fn place(graph: &Graph, nodes: &[NodeFacts], bandwidth: u64) -> Result<Draft
     }
     let hosts = shares(nodes);
     for step in order {
+        let wish = wishes.get(step as usize).unwrap_or(&Wish::Anywhere);
+        let may = |node: NodeIndex| match wish {
+            Wish::Among(nodes) => nodes.contains(&node),
+            Wish::Anywhere | Wish::Together => true,
+        };
         let free = |node: usize| cores[node].iter().copied().enumerate().min_by_key(|&(core, at)| (at, core));
         let own = &graph.steps[step as usize];
         let run_us = if own.function().is_none() { 0 } else { own.estimate_us.max(1) };
         let run_us = if own.function().is_some() && own.estimate_us == 0 { UNKNOWN_US } else { run_us };
-        let options = (0..cores.len()).map(|node| {
+        let options = (0..cores.len()).filter(|node| may(*node as NodeIndex)).map(|node| {
             let (ready, moved) = arrival(graph, &draft, step, node as NodeIndex, bandwidth);
             let (core, at) = free(node).unwrap_or((0, 0));
             let start = if run_us == 0 { ready } else { ready.max(at) };
@@ -81,7 +104,9 @@ pub fn place(graph: &Graph, nodes: &[NodeFacts], bandwidth: u64) -> Result<Draft
         draft.moved_bytes += moved;
         let lead = node as NodeIndex;
         draft.placement.steps[step as usize] = match &own.foreach {
-            Some(_) if nodes.len() > 1 => Place::Spread { lead, hosts: hosts.clone() },
+            Some(_) if nodes.len() > 1 && *wish != Wish::Together => {
+                Place::Spread { lead, hosts: hosts.iter().copied().filter(|host| may(*host)).collect() }
+            }
             _ => Place::On(lead),
         };
     }
@@ -180,7 +205,7 @@ mod tests {
     #[test]
     fn a_chain_stays_where_its_data_is() {
         let chain = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[1], 0, 0), (&[2], 0, 0)]);
-        let draft = place(&chain, &TWO, 50).unwrap();
+        let draft = place(&chain, &TWO, 50, &[]).unwrap();
         assert_eq!(leads(&draft), [0, 0, 0, 0]);
         assert_eq!(draft.times_us[3], (3 * UNKNOWN_US, 4 * UNKNOWN_US));
     }
@@ -188,7 +213,7 @@ mod tests {
     #[test]
     fn branches_spread_when_that_ends_sooner() {
         let fan = graph(&[(&[], 1_000, 1_000), (&[0], 50_000, 0), (&[0], 50_000, 0), (&[1, 2], 1_000, 0)]);
-        let draft = place(&fan, &TWO, 50).unwrap();
+        let draft = place(&fan, &TWO, 50, &[]).unwrap();
         let nodes = leads(&draft);
         assert_ne!(nodes[1], nodes[2], "{draft:?}");
         assert!(draft.times_us[3].1 < 100_000, "{draft:?}");
@@ -197,7 +222,7 @@ mod tests {
     #[test]
     fn large_data_keeps_branches_together() {
         let fan = graph(&[(&[], 1_000, 100_000_000), (&[0], 50_000, 0), (&[0], 50_000, 0)]);
-        let draft = place(&fan, &TWO, 50).unwrap();
+        let draft = place(&fan, &TWO, 50, &[]).unwrap();
         assert_eq!(leads(&draft), [0, 0, 0]);
         assert_eq!(draft.moved_bytes, 0);
     }
@@ -207,5 +232,28 @@ mod tests {
         let nodes = |cpus: &[u32]| cpus.iter().map(|&cpu_milli| NodeFacts { cpu_milli }).collect::<Vec<_>>();
         assert_eq!(*shares(&nodes(&[2000, 4000, 1000])), [0, 1, 2, 0, 1, 1, 1]);
         assert_eq!(*shares(&nodes(&[0, 0])), [0, 1]);
+    }
+
+    #[test]
+    fn wishes_bind() {
+        let chain = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[1], 0, 0)]);
+        let on = |node| Wish::Among(Box::new([node]));
+        let draft = place(&chain, &TWO, 50, &[on(1), Wish::Anywhere, on(0)]).unwrap();
+        assert_eq!(leads(&draft), [1, 1, 0]);
+
+        let mut wide = graph(&[(&[], 0, 0), (&[0], 0, 0)]);
+        wide.steps[1].foreach = Some(Foreach {
+            over: Source::Output { step: 0, port: 0 },
+            json: false,
+            parallel_max: 0,
+            items_max: 0,
+            tolerate: Tolerate::Count(0),
+        });
+        let hosts = |wish| {
+            place(&wide, &TWO, 50, &[Wish::Anywhere, wish]).unwrap().placement.steps[1].hosts().to_vec()
+        };
+        assert_eq!(hosts(Wish::Anywhere), [0, 1]);
+        assert_eq!(hosts(Wish::Together), [0]);
+        assert_eq!(hosts(on(1)), [1]);
     }
 }

@@ -39,7 +39,7 @@ impl Key {
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 28] = [
+pub const KEYS: [Key; 29] = [
     Key {
         name: "name",
         value: "NAME",
@@ -81,6 +81,13 @@ pub const KEYS: [Key; 28] = [
         help: "The other nodes, as NAME=DATA or NAME=DATA,API (HOST:PORT each), separated by blanks",
         set: |s, v| put(&mut s.peers, peers(v)),
         show: |s| s.peers.iter().map(Peer::to_string).collect::<Vec<_>>().join(" "),
+    },
+    Key {
+        name: "labels",
+        value: "LIST",
+        help: "What steps may ask for by placement: {prefer: \"label:NAME\"}, besides the node's name, separated by blanks",
+        set: |s, v| put(&mut s.labels, Ok(v.split_whitespace().map(str::to_owned).collect())),
+        show: |s| s.labels.join(" "),
     },
     Key {
         name: "cpus",

@@ -44,6 +44,8 @@ pub struct Settings {
     pub secret_file: Option<PathBuf>,
     /// The other nodes.
     pub peers: Vec<Peer>,
+    /// What steps may ask for when they are placed.
+    pub labels: Vec<String>,
     /// Runs that may be under way at one time.
     pub runs_max: usize,
     /// How long outputs are kept after a run's end.
@@ -113,6 +115,7 @@ impl Default for Settings {
             data: format!("127.0.0.1:{DATA_PORT}"),
             secret_file: None,
             peers: Vec::new(),
+            labels: Vec::new(),
             runs_max: 10_000,
             keep: Duration::from_secs(600),
             keep_bytes: node.store_bytes / 4,

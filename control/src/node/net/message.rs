@@ -76,6 +76,8 @@ pub(crate) struct Facts {
     pub(crate) slots: u32,
     /// Memory of its store.
     pub(crate) store_bytes: u64,
+    /// What steps may ask for.
+    pub(crate) labels: Vec<String>,
 }
 
 /// A run, for a node that takes part in it.

@@ -15,13 +15,13 @@ use super::Shared;
 use crate::node::Done;
 use crate::node::cluster::Spread;
 use crate::node::error::SubmitError;
-use crate::node::net::{Join, Message};
+use crate::node::net::{Facts, Join, Message};
 use crate::node::stage::Staged;
 use crate::node::view::Watch;
-use crate::workflow::{self, PythonModule, Runtime, TemplatePart, Workflow};
+use crate::workflow::{self, Placement as Prefer, PythonModule, Runtime, StepSpec, TemplatePart, Workflow};
 use crossbeam::channel::Sender;
 use dflow_core::graph::{StartPolicy, StepKind};
-use dflow_core::placement::{HOME, NodeFacts, NodeIndex, Placement, place};
+use dflow_core::placement::{HOME, NodeFacts, NodeIndex, Placement, Wish, place};
 use dflow_core::scheduler::Word;
 use dflow_dataplane::transport::NodeId;
 use dflow_proto::ids::ObjectKey;
@@ -202,7 +202,8 @@ impl Engine {
                 }
                 let facts: Vec<NodeFacts> =
                     nodes.iter().map(|(_, facts)| NodeFacts { cpu_milli: facts.cpu_milli }).collect();
-                let draft = place(&workflow.graph, &facts, LINK_BYTES_PER_US);
+                let wishes = wishes(workflow, &nodes, |node| cluster.name(node))?;
+                let draft = place(&workflow.graph, &facts, LINK_BYTES_PER_US, &wishes);
                 let placement = draft.map_err(|error| error.to_string())?.placement;
                 (nodes.into_iter().map(|(node, _)| node).collect(), placement)
             }
@@ -380,6 +381,34 @@ fn code_of(runtime: &Runtime) -> Option<&Path> {
         },
         Runtime::Python { .. } | Runtime::Builtin { .. } => None,
     }
+}
+
+/// What the steps ask for, among these nodes.
+fn wishes(
+    workflow: &Workflow,
+    nodes: &[(NodeId, Facts)],
+    name: impl Fn(NodeId) -> String,
+) -> Result<Vec<Wish>, String> {
+    let has = |(node, facts): &(NodeId, Facts), label: &str| {
+        facts.labels.iter().any(|own| own == label) || name(*node) == label
+    };
+    let wish = |(at, step): (usize, &StepSpec)| match &step.placement {
+        Prefer::Data | Prefer::Spread => Ok(Wish::Anywhere),
+        Prefer::Pack => Ok(Wish::Together),
+        Prefer::Label(label) => {
+            let found = nodes.iter().enumerate().filter(|(_, node)| has(node, label));
+            let found: Box<[NodeIndex]> = found.map(|(index, _)| index as NodeIndex).collect();
+            if found.is_empty() {
+                let known = nodes.iter().map(|(node, _)| name(*node)).collect::<Vec<_>>().join(", ");
+                let step = &workflow.graph.steps[at].name;
+                return Err(format!(
+                    "step {step} asks for a node labelled {label}, and none of {known} is; give one that label (`labels`), or change the step's `placement`"
+                ));
+            }
+            Ok(Wish::Among(found))
+        }
+    };
+    workflow.steps.iter().enumerate().map(wish).collect()
 }
 
 /// Leaves out nodes that have nothing to do. The home stays.

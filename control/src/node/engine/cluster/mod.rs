@@ -225,7 +225,8 @@ impl Engine {
     /// What this node offers others.
     pub(super) fn facts(&self) -> Facts {
         let (cpu_milli, slots) = (self.config.cpu_milli, self.config.slots);
-        Facts { cpu_milli, slots, store_bytes: self.config.store_bytes }
+        let labels = self.cluster.as_ref().map(|cluster| cluster.config.labels.clone()).unwrap_or_default();
+        Facts { cpu_milli, slots, store_bytes: self.config.store_bytes, labels }
     }
 
     /// Tells of all nodes of the cluster. The links are the network thread's to look at, so it answers.
