@@ -131,7 +131,7 @@ fn a_server_that_is_killed_ends_the_measurement() {
         let at = free.to_string();
         let mut server = scene.start(&["bench", verb, "--listen", &at]);
         let long: &[&str] =
-            if verb == "put" { &["-n", "10000000", "--only", "hand-over"] } else { &["-D", "3600"] };
+            if verb == "put" { &["-n", "10000000", "--only", "beside bulk"] } else { &["-D", "3600"] };
         let client = loop {
             let client = scene.start(&[&["bench", verb, &at], long].concat());
             let pid = client.child.id();

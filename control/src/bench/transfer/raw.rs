@@ -4,6 +4,7 @@ use super::TransferError;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// The request: how many bytes to answer with, or, the other way, how many follow. As long as a transport's.
@@ -13,6 +14,10 @@ const TOKEN: std::ops::Range<usize> = 8..24;
 const FOLLOW: usize = 24;
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A stream's first request must be there by then.
+const FIRST: Duration = Duration::from_secs(10);
+/// Streams that are served at a time.
+const STREAMS_MAX: usize = 64;
 
 /// Where raw sockets are answered, and the word without which they are not. It is told over the transport, so that
 /// only who knows the transport's secret has it.
@@ -36,9 +41,21 @@ pub(super) fn beside(address: SocketAddr) -> Result<Ticket, TransferError> {
     };
     let (listener, ticket) = listen().map_err(TransferError::Raw)?;
     std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || answer(stream, ticket));
-        }
+        let served = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for stream in listener.incoming().flatten() {
+                // One too many is closed at once.
+                if served.fetch_add(1, Ordering::Relaxed) < STREAMS_MAX {
+                    let served = &served;
+                    scope.spawn(move || {
+                        let _ = answer(stream, ticket);
+                        served.fetch_sub(1, Ordering::Relaxed);
+                    });
+                } else {
+                    served.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+        });
     });
     Ok(ticket)
 }
@@ -46,6 +63,7 @@ pub(super) fn beside(address: SocketAddr) -> Result<Ticket, TransferError> {
 fn answer(mut stream: TcpStream, ticket: Ticket) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(FIRST))?;
     let (mut request, mut bytes) = ([0; REQUEST_BYTES], Vec::new());
     loop {
         stream.read_exact(&mut request)?;
@@ -55,6 +73,8 @@ fn answer(mut stream: TcpStream, ticket: Ticket) -> io::Result<()> {
         if n > ANSWER_BYTES_MAX || request[TOKEN] != ticket.token {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        // Who was told may take his time: the transport has its turns.
+        stream.set_read_timeout(None)?;
         // Touched once, like the memory of the other side.
         if bytes.len() < n as usize {
             bytes.resize(n as usize, 7u8);

@@ -2,6 +2,7 @@
 
 use super::super::exit::Exit;
 use super::super::run::parse_size;
+use crate::bench::transfer::TransferError;
 use crate::daemon::config::Secret as SecretFile;
 use crate::netns::Lab;
 use dflow_dataplane::transport::{Backend, Config, Epoch, NodeId, Secret};
@@ -66,7 +67,7 @@ fn parse_bandwidth(text: &str) -> Result<u64, String> {
 }
 
 /// What this process is.
-pub(super) enum End {
+enum End {
     /// It serves, with this.
     Serving(Config),
     /// It measures what serves.
@@ -133,8 +134,33 @@ impl EndArgs {
         Ok(file.map_or(Secret::none(), |secret| Secret::new(secret.expose())))
     }
 
-    /// Finds out which end this is. With `--local`, starts `servers` others as `dflow bench VERB --listen`.
-    pub(super) fn open(&self, verb: &str, servers: usize) -> Result<End, (String, Exit)> {
+    /// Serves, or measures what serves; with `--local`, `servers` others, started as `dflow bench VERB --listen`.
+    pub(super) fn run(
+        &self,
+        verb: &str,
+        servers: usize,
+        serve: impl FnOnce(Config, Backend, fn(SocketAddr)) -> Result<(), TransferError>,
+        measure: impl FnOnce(&Others) -> Exit,
+    ) -> Exit {
+        let listening = |address| eprintln!("listening at {address}; Ctrl-C ends it");
+        match self.open(verb, servers) {
+            Ok(End::Serving(config)) => match serve(config, self.backend(), listening) {
+                Ok(()) => Exit::Ok,
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    Exit::Environment
+                }
+            },
+            Ok(End::Measuring(others)) => measure(&others),
+            Err((why, code)) => {
+                eprintln!("error: {why}");
+                code
+            }
+        }
+    }
+
+    /// Finds out which end this is.
+    fn open(&self, verb: &str, servers: usize) -> Result<End, (String, Exit)> {
         if self.local {
             let others = self.start_others(verb, servers);
             return others

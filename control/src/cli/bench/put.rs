@@ -3,10 +3,11 @@
 use super::super::exit::Exit;
 use super::super::history::print;
 use super::super::run::parse_size;
-use super::ends::{End, EndArgs, Others};
+use super::ends::{EndArgs, Others};
 use super::out::{Format, named_line};
 use crate::bench::transfer::TransferError;
 use crate::bench::transfer::put::{BULK_BYTES, CLIENT, Figure, PutClient, SPREAD_BYTES, serve_puts};
+use std::net::SocketAddr;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -17,8 +18,9 @@ What is measured:
   stream        a producer writes --stream bytes at --rate: from its last byte to the reader's
   to all nodes  64 MiB to all of --nodes but this; beside it the time to one (--local)
 
-Objects are announced and fetched as between nodes, small ones inside their announcement. What comes back is compared
-byte by byte.
+Objects are announced and fetched as between nodes, small ones inside their announcement. Times of a hand-over are half of an
+echo's, so its high percentiles are those of two ways together. What comes back is compared byte by byte, and what is
+streamed or spread where it arrives.
 
 Examples:
   dflow bench put --local
@@ -71,23 +73,8 @@ pub(super) fn run(args: &PutArgs) -> Exit {
         eprintln!("error: {why}");
         return Exit::Usage;
     }
-    match args.ends.open("put", usize::from(args.nodes) - 1) {
-        Ok(End::Serving(config)) => {
-            let ready = |address| eprintln!("listening at {address}; Ctrl-C ends it");
-            match serve_puts(config, args.ends.backend(), ready) {
-                Ok(()) => Exit::Ok,
-                Err(error) => {
-                    eprintln!("error: {error}");
-                    Exit::Environment
-                }
-            }
-        }
-        Ok(End::Measuring(others)) => measure(args, &others),
-        Err((why, code)) => {
-            eprintln!("error: {why}");
-            code
-        }
-    }
+    let serve = |config, backend, ready: fn(SocketAddr)| serve_puts(config, backend, ready);
+    args.ends.run("put", usize::from(args.nodes) - 1, serve, |others| measure(args, others))
 }
 
 fn measure(args: &PutArgs, others: &Others) -> Exit {

@@ -3,11 +3,12 @@
 use super::super::exit::Exit;
 use super::super::history::print;
 use super::super::run::parse_size;
-use super::ends::{End, EndArgs, Others};
+use super::ends::{EndArgs, Others};
 use super::out::{Format, line};
 use crate::bench::Memcpy;
 use crate::bench::transfer::{Client, Plan, Row, TransferError, serve};
 use dflow_dataplane::transport::NodeId;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
@@ -53,23 +54,8 @@ pub(super) fn run(args: &TransferArgs) -> Exit {
         eprintln!("error: --size is 8 bytes to 1 GiB");
         return Exit::Usage;
     }
-    match args.ends.open("transfer", 1) {
-        Ok(End::Serving(config)) => {
-            let ready = |address| eprintln!("listening at {address}; Ctrl-C ends it");
-            match serve(config, args.ends.backend(), ready) {
-                Ok(()) => Exit::Ok,
-                Err(error) => {
-                    eprintln!("error: {error}");
-                    Exit::Environment
-                }
-            }
-        }
-        Ok(End::Measuring(others)) => measure(args, &others),
-        Err((why, code)) => {
-            eprintln!("error: {why}");
-            code
-        }
-    }
+    let serve = |config, backend, ready: fn(SocketAddr)| serve(config, backend, ready);
+    args.ends.run("transfer", 1, serve, |others| measure(args, others))
 }
 
 fn measure(args: &TransferArgs, others: &Others) -> Exit {

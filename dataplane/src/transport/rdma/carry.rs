@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 /// One work request reads at most so much: what is lost when a link breaks, and how long a small read waits behind
 /// a large one, are a few of these.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 2 << 20;
 /// Bytes of a connection's reads that the card has at a time. More than is in flight on any wire, and little enough
 /// that a read whose deadline has passed ends soon after: what the card has cannot be taken back.
 const READING_BYTES_MAX: usize = 4 << 20;

@@ -297,6 +297,8 @@ impl PutClient {
             Ok::<_, TransferError>((arrived.unwrap_or(wrote).saturating_sub(wrote), wrote))
         })?;
         self.over(run)?;
+        // What is put next is whole.
+        content::fill(&self.end.source)?;
         Ok(lag)
     }
 

@@ -91,8 +91,8 @@ impl End {
     pub(super) fn poll(&mut self, moved: &mut Vec<Moved>, wait: Duration) -> Result<(), TransferError> {
         let from = moved.len();
         self.mover.poll(moved, wait)?;
-        for at in from..moved.len() {
-            let Moved::Reserve { key, attempt, bytes } = moved[at] else { continue };
+        for moved in &moved[from..] {
+            let Moved::Reserve { key, attempt, bytes } = *moved else { continue };
             let extent = Extent { segment: TARGET, offset: 0, bytes };
             let fits = bytes <= self.target.bytes();
             let landing = fits.then(|| Landing { map: self.target.clone(), extent, keep: None });

@@ -5,7 +5,8 @@
 //!   client                          server
 //!   put ──── announcement ────────▶ waiting get returns      ECHO: is put back
 //!   waiting get returns ◀────────── put                      DROP: is let go at once
-//!                                                            ACK:  one byte is put back
+//!                                                            ACK:  one byte is put back; all of it is compared
+//!                                                                  when its run is over
 //! ```
 //! One clock measures: half of an echo's way is one hand-over.
 

@@ -1,7 +1,7 @@
 //! The end that gets, and puts back.
 
-use super::super::TransferError;
 use super::super::raw::{self, Ticket};
+use super::super::{TransferError, content};
 use super::end::End;
 use super::{ACK, BACK, ECHO, Word};
 use dflow_dataplane::transfer::{Moved, Publication};
@@ -25,7 +25,7 @@ pub fn serve_puts(
     };
     let raw = raw::beside(address)?;
     ready(address);
-    let (mut server, mut moved) = (Server { me, raw, runs: BTreeSet::new() }, Vec::new());
+    let (mut server, mut moved) = (Server { me, raw, runs: BTreeSet::new(), acknowledged: None }, Vec::new());
     loop {
         end.poll(&mut moved, Duration::from_secs(1))?;
         for moved in moved.drain(..) {
@@ -39,6 +39,8 @@ struct Server {
     raw: Ticket,
     /// Runs of the client that is there.
     runs: BTreeSet<RunId>,
+    /// Bytes of the object that was acknowledged last, to be compared when its run is over.
+    acknowledged: Option<u64>,
 }
 
 impl Server {
@@ -66,7 +68,10 @@ impl Server {
                 let target = end.target.clone();
                 match key.port {
                     ECHO => end.put(self.back(key), &target, size, size, &[super::CLIENT]),
-                    ACK => end.put(self.back(key), &target, 1, 1, &[super::CLIENT]),
+                    ACK => {
+                        end.put(self.back(key), &target, 1, 1, &[super::CLIENT]);
+                        self.acknowledged = Some(size);
+                    }
                     _ => {}
                 }
                 end.mover.release(key);
@@ -95,7 +100,9 @@ impl Server {
             Ok(Word::Over { run }) => {
                 self.runs.remove(&run);
                 end.mover.drop_run(run);
-                Ok(())
+                self.acknowledged.take().map_or(Ok(()), |bytes| {
+                    content::check(&end.target, 0, bytes).and_then(|()| content::clear(&end.target))
+                })
             }
             Ok(other) => Err(TransferError::Peer(format!("{other:?}"))),
             Err(error) => Err(TransferError::Peer(error.to_string())),
