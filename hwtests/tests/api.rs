@@ -4,15 +4,17 @@
 
 use dflow_control::client::Client;
 use dflow_hwtests::daemon::{Daemon, free_address};
-use dflow_hwtests::run::{Ended, Scene};
+use dflow_hwtests::run::{Ended, Going, Scene};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{ChildStderr, Command};
+use std::time::{Duration, Instant};
 
 const HEAD: &str = "apiVersion: dflow/v1\nkind: Workflow\nmetadata: {name: NAME, version: \"1\"}\n";
 const NOOP: &str = "steps:\n  a: {function: {runtime: builtin, handler: noop}}\n";
@@ -417,6 +419,13 @@ fn three_nodes_give_the_result_of_one() {
     let listed = told(&cli(&scene, &nodes[1], &["nodes", "-o", "json"]));
     let states: Vec<&Value> = listed.as_array().expect("a list").iter().map(|n| &n["state"]).collect();
     assert_eq!(states, ["ready"; 3], "{listed}");
+    let connected =
+        || parsed(&nodes[0].get("/v1/node").body)["links"].as_array().is_some_and(|l| l.len() == 2);
+    let begun = Instant::now();
+    while !connected() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the nodes do not find each other");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let submitted = cli(&scene, &nodes[0], &["submit", &file, "--watch", "-o", "json"]);
     let status = told(&submitted);
     assert_eq!((&status["state"], &status["home"]), (&json!("done"), &json!("ada")), "{submitted}");
@@ -436,5 +445,64 @@ fn three_nodes_give_the_result_of_one() {
     };
     assert!(nodes.iter().filter(works).count() > 1, "only one node worked");
     nodes.into_iter().for_each(Daemon::stop);
+    scene.assert_nothing_left();
+}
+
+/// A cluster to try out, and what it told of itself.
+struct Tried {
+    going: Going,
+    address: String,
+    secret: String,
+    /// What must come before commands.
+    within: Vec<String>,
+    /// Kept open: who has nobody to tell has failed.
+    _stderr: BufReader<ChildStderr>,
+}
+
+/// Starts `dflow dev`, and waits until it is up.
+fn dev(scene: &Scene, args: &[&str]) -> Tried {
+    let mut going = scene.start(&[&["dev", "--nodes", "2", "--store", "64MiB"], args].concat());
+    let mut stderr = BufReader::new(going.child.stderr.take().expect("piped"));
+    let (mut address, mut secret, mut within, mut line) =
+        (String::new(), String::new(), Vec::new(), String::new());
+    while stderr.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+        if let Some(rest) = line.trim().strip_prefix("export DFLOW_SERVER=") {
+            let (server, file) = rest.split_once(" DFLOW_SECRET_FILE=").expect("both are told");
+            (address, secret) = (server.into(), file.into());
+        } else if let Some(words) = line.trim().strip_suffix("dflow nodes") {
+            within = words.split_whitespace().map(str::to_owned).collect();
+        } else if line.starts_with("Ctrl-C") {
+            return Tried { going, address, secret, within, _stderr: stderr };
+        }
+        line.clear();
+    }
+    panic!("dflow dev {args:?} did not come up: {:?}", going.child.wait());
+}
+
+#[test]
+fn clusters_for_trying_out_stand_side_by_side() {
+    let scene = Scene::new();
+    let mut clusters = vec![dev(&scene, &[]), dev(&scene, &[])];
+    if rustix::process::geteuid().is_root() {
+        clusters.push(dev(&scene, &["--bandwidth", "50"]));
+    } else {
+        println!("SKIP dflow dev --bandwidth: network namespaces need root");
+    }
+    assert_ne!(clusters[0].address, clusters[1].address);
+    for Tried { going, address, secret, within, .. } in &clusters {
+        let nodes = scene.dflow(&["nodes", "-o", "json", "--server", address]);
+        let mut command = std::process::Command::new(within.first().map_or("env", String::as_str));
+        command.args(within.iter().skip(1)).arg(nodes.get_program()).args(nodes.get_args());
+        let output = command.env("DFLOW_SECRET_FILE", secret).output().expect("starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let nodes = parsed(&String::from_utf8_lossy(&output.stdout));
+        let states: Vec<_> = nodes.as_array().expect("a list").iter().map(|node| &node["state"]).collect();
+        assert_eq!(states, [&json!("ready"), &json!("ready")], "{nodes}");
+        let pid = Pid::from_raw(going.child.id() as i32).expect("a process has a number");
+        kill_process(pid, Signal::TERM).expect("this test's own child");
+    }
+    for mut cluster in clusters {
+        cluster.going.child.wait().expect("its own child");
+    }
     scene.assert_nothing_left();
 }

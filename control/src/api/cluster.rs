@@ -111,7 +111,8 @@ async fn own_info(api: &Api) -> Result<NodeInfo, ApiError> {
 }
 
 fn link_info(peer: PeerView) -> Option<LinkInfo> {
-    let link = peer.link?;
+    // One that has not said what it offers is given no work yet.
+    let link = peer.link.filter(|_| peer.slots > 0)?;
     Some(LinkInfo {
         peer: peer.name,
         transport: link.transport,

@@ -223,7 +223,7 @@ pub struct NodeInfo {
     pub objects: u32,
     /// Whether huge pages back the store.
     pub huge_pages: String,
-    /// Its connections to its peers.
+    /// Its connections to those peers that it can give work to.
     #[serde(default)]
     pub links: Vec<LinkInfo>,
 }

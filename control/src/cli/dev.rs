@@ -5,13 +5,16 @@
 
 use super::exit::Exit;
 use crate::netns::Lab;
-use std::net::{SocketAddr, TcpStream};
+use anyhow::Context;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The first node's API on loopback; each node takes two ports.
+/// The first node's API; each node takes two ports. On loopback another cluster may have them: then it is the next
+/// hundred, of so many.
 const PORT: u16 = 7400;
+const HUNDREDS: u16 = 10;
 /// How long the nodes may take until they answer.
 const READY_MAX: Duration = Duration::from_secs(20);
 /// How long they may take to end.
@@ -63,7 +66,8 @@ fn cluster(args: &DevArgs) -> anyhow::Result<()> {
     let folder = tempdir()?;
     let secret = folder.path().join("secret");
     write_secret(&secret)?;
-    let ends: Vec<Ends> = (0..args.nodes).map(|node| ends(node, lab.as_ref())).collect();
+    let port = if lab.is_some() { PORT } else { free_ports(2 * args.nodes)? };
+    let ends: Vec<Ends> = (0..args.nodes).map(|node| ends(node, port, lab.as_ref())).collect();
     let mut nodes = Nodes(Vec::new());
     for (index, own) in ends.iter().enumerate() {
         let peers: Vec<String> = ends
@@ -99,15 +103,24 @@ fn cluster(args: &DevArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ends(node: u16, lab: Option<&Lab>) -> Ends {
+/// The first of `count` ports of loopback that are free.
+fn free_ports(count: u16) -> anyhow::Result<u16> {
+    let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    let mut firsts = (0..HUNDREDS).map(|hundred| PORT + 100 * hundred);
+    firsts
+        .find(|first| (*first..*first + count).all(is_free))
+        .context("the ports of loopback that nodes could have are in use; end another `dflow dev`")
+}
+
+fn ends(node: u16, first: u16, lab: Option<&Lab>) -> Ends {
     let name = format!("n{node}");
     match lab {
         Some(lab) => {
             let host = lab.address(node.into());
-            Ends { name, api: (host, PORT).into(), data: (host, PORT + 1).into() }
+            Ends { name, api: (host, first).into(), data: (host, first + 1).into() }
         }
         None => {
-            let port = PORT + 2 * node;
+            let port = first + 2 * node;
             Ends { name, api: ([127, 0, 0, 1], port).into(), data: ([127, 0, 0, 1], port + 1).into() }
         }
     }
