@@ -101,6 +101,8 @@ pub enum LabError {
 #[derive(Debug)]
 pub struct Lab {
     nodes: Vec<Node>,
+    /// The namespace of the bridge that joins more than two.
+    hub: Option<String>,
     guard: Child,
 }
 
@@ -112,7 +114,7 @@ struct Node {
 
 impl Lab {
     /// Makes `nodes` namespaces that reach each other. With `bandwidth`, in bytes a second, that is what leaves
-    /// each node at most. Takes some 10 ms a node.
+    /// each node at most, and what reaches it. Takes some 10 ms a node.
     pub fn new(nodes: usize, bandwidth: Option<u64>) -> Result<Lab, LabError> {
         /// Of this process; with its id they make names unique.
         static LABS: AtomicU32 = AtomicU32::new(0);
@@ -131,29 +133,31 @@ impl Lab {
 
         // The guard is there before what it guards: a lab that cannot be finished is removed like any other.
         let guard = guard(owner, &all)?;
-        let mut lab = Lab { nodes: Vec::new(), guard };
+        let mut lab = Lab { nodes: Vec::new(), hub: hub.clone(), guard };
         batch(None, &all.iter().map(|name| format!("netns add {name}")).collect::<Vec<_>>())?;
         for name in names {
             let file = File::open(namespace_path(&name));
             let namespace = file.map_err(|source| LabError::System { what: "open a namespace", source })?;
             lab.nodes.push(Node { name, namespace: Arc::new(namespace) });
         }
-        lab.join(hub.as_deref())?;
+        lab.join()?;
         for i in 0..nodes {
             lab.set_bandwidth(i, bandwidth)?;
         }
         Ok(lab)
     }
 
-    fn join(&self, hub: Option<&str>) -> Result<(), LabError> {
+    fn join(&self) -> Result<(), LabError> {
         let mut links = Vec::new();
+        let hub = self.hub.as_deref();
         match (hub, &self.nodes[..]) {
             (Some(hub), nodes) => {
                 batch(Some(hub), &["link add hub type bridge".into(), "link set hub up".into()])?;
                 for (i, node) in nodes.iter().enumerate() {
                     let near = &node.name;
                     links.push(format!(
-                        "link add {LAB_INTERFACE} netns {near} type veth peer name node{i} netns {hub}"
+                        "link add {LAB_INTERFACE} netns {near} type veth peer name {} netns {hub}",
+                        port(i)
                     ));
                 }
             }
@@ -165,8 +169,8 @@ impl Lab {
         }
         batch(None, &links)?;
         if let Some(hub) = hub {
-            let port = |i| format!("link set node{i} master hub up");
-            batch(Some(hub), &(0..self.nodes.len()).map(port).collect::<Vec<_>>())?;
+            let plug = |i| format!("link set {} master hub up", port(i));
+            batch(Some(hub), &(0..self.nodes.len()).map(plug).collect::<Vec<_>>())?;
         }
         for (i, node) in self.nodes.iter().enumerate() {
             let mut lines = vec!["link set lo up".to_owned()];
@@ -216,27 +220,16 @@ impl Lab {
             .map_err(|source| LabError::System { what: "enter a namespace", source })
     }
 
-    /// Shapes what leaves a node to so many bytes a second from now on, or no more.
+    /// Shapes what leaves a node, and what reaches it, to so many bytes a second from now on, or no more. (Of two
+    /// nodes on one link, what leaves one is what reaches the other.)
     pub fn set_bandwidth(&self, node: usize, bandwidth: Option<u64>) -> Result<(), LabError> {
-        let node = &self.nodes[node];
-        let qdisc = ["-n", &node.name, "qdisc"];
-        let Some(bytes_per_s) = bandwidth else {
-            if self.nodes.len() > 1 {
-                // There is none to delete on a link that was never shaped.
-                let _ = run("tc", &[&qdisc[..], &["del", "dev", LAB_INTERFACE, "root"]].concat(), "");
-            }
-            return Ok(());
-        };
-        if bytes_per_s < 1000 {
-            return Err(LabError::Bandwidth { bytes_per_s });
+        if let Some(hub) = &self.hub {
+            shape(hub, &port(node), bandwidth)?;
         }
-        let rate = format!("{}bit", bytes_per_s.saturating_mul(8));
-        // The kernel refills its tokens some 250 times a second at worst.
-        let burst_bytes = (bytes_per_s / 250).max(BURST_BYTES_MIN);
-        let limit_bytes = bytes_per_s.saturating_mul(QUEUE_MS_MAX) / 1000 + 2 * burst_bytes;
-        let (burst, limit) = (burst_bytes.to_string(), limit_bytes.to_string());
-        let shape = ["replace", "dev", LAB_INTERFACE, "root", "tbf", "rate", &rate, "burst", &burst];
-        run("tc", &[&qdisc[..], &shape, &["limit", &limit]].concat(), "")
+        match self.nodes.len() {
+            1 => Ok(()),
+            _ => shape(&self.nodes[node].name, LAB_INTERFACE, bandwidth),
+        }
     }
 
     /// Cuts a node's link, or mends it.
@@ -244,6 +237,31 @@ impl Lab {
         let state = if up { "up" } else { "down" };
         batch(Some(&self.nodes[node].name), &[format!("link set {LAB_INTERFACE} {state}")])
     }
+}
+
+/// The bridge's end of a node's link.
+fn port(node: usize) -> String {
+    format!("node{node}")
+}
+
+/// Shapes what an interface of a namespace sends.
+fn shape(namespace: &str, interface: &str, bandwidth: Option<u64>) -> Result<(), LabError> {
+    let qdisc = ["-n", namespace, "qdisc"];
+    let Some(bytes_per_s) = bandwidth else {
+        // There is none to delete on a link that was never shaped.
+        let _ = run("tc", &[&qdisc[..], &["del", "dev", interface, "root"]].concat(), "");
+        return Ok(());
+    };
+    if bytes_per_s < 1000 {
+        return Err(LabError::Bandwidth { bytes_per_s });
+    }
+    let rate = format!("{}bit", bytes_per_s.saturating_mul(8));
+    // The kernel refills its tokens some 250 times a second at worst.
+    let burst_bytes = (bytes_per_s / 250).max(BURST_BYTES_MIN);
+    let limit_bytes = bytes_per_s.saturating_mul(QUEUE_MS_MAX) / 1000 + 2 * burst_bytes;
+    let (burst, limit) = (burst_bytes.to_string(), limit_bytes.to_string());
+    let shape = ["replace", "dev", interface, "root", "tbf", "rate", &rate, "burst", &burst];
+    run("tc", &[&qdisc[..], &shape, &["limit", &limit]].concat(), "")
 }
 
 impl Drop for Lab {

@@ -2,23 +2,14 @@
 
 #![allow(clippy::print_stdout, missing_docs)]
 
-use dflow_control::node::{
-    ClusterConfig, Node, NodeConfig, OutputValue, PeerConfig, RunFailure, RunHandle, RunSpec, Spread,
-    SubmitError,
-};
+use dflow_control::node::{NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec, Spread, SubmitError};
 use dflow_control::workflow;
-use dflow_core::placement::{Place, Placement};
-use dflow_dataplane::transport::{Epoch, NodeId};
-use dflow_hwtests::run::Scene;
+use dflow_core::placement::Place;
+use dflow_hwtests::cluster::{Cluster, PATIENCE};
 use dflow_proto::InvocationId;
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Longest wait, on a slow and busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-const NAMES: [&str; 3] = ["ada", "bob", "cem"];
 
 const FUNCTIONS: &str = r#"
 import dflow, hashlib, os, time
@@ -85,103 +76,39 @@ def sum_twice(parts):
     return {"sum": sum(part["twice"] for part in parts)}
 "#;
 
-struct Cluster {
-    nodes: Vec<Node>,
-    scene: Scene,
+/// Nodes whose functions are those above; `None` after saying what is missing.
+fn start(count: usize, change: impl Fn(usize, &mut NodeConfig)) -> Option<Cluster> {
+    let cluster = Cluster::start(count, change)?;
+    let functions = FUNCTIONS.replace("SEEN", &cluster.scene.path("seen").display().to_string());
+    cluster.scene.write("functions.py", &functions);
+    Some(cluster)
 }
 
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port")
+/// Steps lie where `places` says, by their order in the file.
+fn submit(cluster: &Cluster, body: &str, places: &[Place]) -> Result<RunHandle, SubmitError> {
+    let text = format!("apiVersion: dflow/v1\nkind: Workflow\nmetadata: {{name: test}}\n{body}");
+    let dir = cluster.scene.path("");
+    let workflow = workflow::parse(&text, "test.yaml", &dir).unwrap_or_else(|report| panic!("{report}"));
+    let spread = cluster.spread(places);
+    cluster.submit(RunSpec { workflow: Arc::new(workflow), inputs: Vec::new(), start: None, spread })
 }
 
-impl Cluster {
-    /// Nodes that are all connected; `None` after saying what is missing.
-    fn start(count: usize, change: impl Fn(usize, &mut NodeConfig)) -> Option<Cluster> {
-        let addresses: Vec<SocketAddr> = (0..count).map(|_| free_address()).collect();
-        let peer = |i: usize| PeerConfig {
-            node: NodeId(i as u64 + 1),
-            name: NAMES[i].into(),
-            address: addresses[i],
-        };
-        let mut nodes = Vec::new();
-        for index in 0..count {
-            let mut cluster = ClusterConfig::new(
-                "test",
-                NodeId(index as u64 + 1),
-                NAMES[index],
-                Epoch(1),
-                addresses[index],
-            );
-            cluster.peers = (0..count).filter(|other| *other != index).map(peer).collect();
-            let mut config = NodeConfig {
-                cluster: Some(cluster),
-                cpu_milli: 2000,
-                store_bytes: 256 << 20,
-                prefault_bytes: 8 << 20,
-                ..NodeConfig::default()
-            };
-            if let Some(path) = config.libexec.missing() {
-                println!("SKIP cluster: {} is not built", path.display());
-                return None;
-            }
-            change(index, &mut config);
-            nodes.push(Node::start(config).expect("a node"));
-        }
-        let cluster = Cluster { nodes, scene: Scene::new() };
-        let functions = FUNCTIONS.replace("SEEN", &cluster.scene.path("seen").display().to_string());
-        cluster.scene.write("functions.py", &functions);
-        let begun = Instant::now();
-        let all_up =
-            |node: &Node| node.peers().expect("the engine lives").iter().all(|p| p.up && p.slots > 0);
-        while !cluster.nodes.iter().all(all_up) {
-            assert!(
-                begun.elapsed() < PATIENCE,
-                "the nodes do not find each other: {:?}",
-                cluster.nodes.iter().map(Node::peers).collect::<Vec<_>>()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Some(cluster)
+fn run(cluster: &Cluster, body: &str, places: &[Place]) -> String {
+    let handle = submit(cluster, body, places).expect("submitted");
+    let result =
+        handle.wait(Some(PATIENCE)).unwrap_or_else(|| panic!("still runs: {:#?}", handle.watch().view()));
+    let outputs = result.unwrap_or_else(|error| panic!("{error}"));
+    match &outputs[0].1 {
+        OutputValue::Object(view) => String::from_utf8_lossy(view).into_owned(),
+        other => panic!("{other:?}"),
     }
+}
 
-    /// Steps lie where `places` says, by their order in the file.
-    fn submit(&self, body: &str, places: &[Place]) -> Result<RunHandle, SubmitError> {
-        let text = format!("apiVersion: dflow/v1\nkind: Workflow\nmetadata: {{name: test}}\n{body}");
-        let dir = self.scene.path("");
-        let workflow = workflow::parse(&text, "test.yaml", &dir).unwrap_or_else(|report| panic!("{report}"));
-        let nodes = NAMES[..self.nodes.len()].iter().map(|name| (*name).into()).collect();
-        let spread = match places {
-            [] => Spread::Auto,
-            places => Spread::Given {
-                nodes,
-                placement: Placement { nodes: self.nodes.len() as u16, steps: places.to_vec() },
-            },
-        };
-        self.nodes[0].submit(RunSpec {
-            workflow: Arc::new(workflow),
-            inputs: Vec::new(),
-            start: None,
-            spread,
-        })
-    }
-
-    fn run(&self, body: &str, places: &[Place]) -> String {
-        let handle = self.submit(body, places).expect("submitted");
-        let result =
-            handle.wait(Some(PATIENCE)).unwrap_or_else(|| panic!("still runs: {:#?}", handle.watch().view()));
-        let outputs = result.unwrap_or_else(|error| panic!("{error}"));
-        match &outputs[0].1 {
-            OutputValue::Object(view) => String::from_utf8_lossy(view).into_owned(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn fail(&self, body: &str, places: &[Place]) -> String {
-        let handle = self.submit(body, places).expect("submitted");
-        match handle.wait(Some(PATIENCE)).expect("it ends") {
-            Err(RunFailure::Run(error)) => error.to_string(),
-            other => panic!("{other:?}"),
-        }
+fn fail(cluster: &Cluster, body: &str, places: &[Place]) -> String {
+    let handle = submit(cluster, body, places).expect("submitted");
+    match handle.wait(Some(PATIENCE)).expect("it ends") {
+        Err(RunFailure::Run(error)) => error.to_string(),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -200,7 +127,7 @@ fn spread(lead: u16, hosts: &[u16]) -> Place {
 
 #[test]
 fn a_chain_goes_to_and_fro() {
-    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let Some(cluster) = start(2, |_, _| {}) else { return };
     let mut body = format!("functions:\n{}steps:\n", function("add", "sum: json"));
     for step in 0..6 {
         let input = if step == 0 { "0".into() } else { format!("steps.s{}.sum", step - 1) };
@@ -211,13 +138,13 @@ fn a_chain_goes_to_and_fro() {
     // Each step adds to a document, so numbers are taken out first.
     let source = FUNCTIONS.replace("return {\"sum\": (x or 0) + 1}", "return (x or 0) + 1");
     cluster.scene.write("functions.py", &source);
-    assert_eq!(cluster.run(&body, &on(&[0, 1, 0, 1, 0, 1])), "6");
-    assert_eq!(cluster.run(&body, &on(&[1, 1, 0, 0, 1, 0])), "6", "again, with warm functions");
+    assert_eq!(run(&cluster, &body, &on(&[0, 1, 0, 1, 0, 1])), "6");
+    assert_eq!(run(&cluster, &body, &on(&[1, 1, 0, 0, 1, 0])), "6", "again, with warm functions");
 }
 
 #[test]
 fn steps_lie_where_they_ask_to() {
-    let Some(cluster) = Cluster::start(3, |index, config| {
+    let Some(cluster) = start(3, |index, config| {
         if let (Some(cluster), 2) = (&mut config.cluster, index) {
             cluster.labels = vec!["disk".into()];
         }
@@ -235,7 +162,7 @@ fn steps_lie_where_they_ask_to() {
             function("measure", "part: json"),
         )
     };
-    let handle = cluster.submit(&body("label:disk"), &[]).expect("submitted");
+    let handle = submit(&cluster, &body("label:disk"), &[]).expect("submitted");
     handle.wait(Some(PATIENCE)).expect("it ends").unwrap_or_else(|error| panic!("{error}"));
     let watch = handle.watch();
     let nodes = watch.nodes().expect("it lies on several");
@@ -246,7 +173,7 @@ fn steps_lie_where_they_ask_to() {
     // What happened there is known here, and who it was.
     assert_eq!(watch.view().steps.iter().map(|step| step.done).collect::<Vec<_>>(), [1, 1, 40]);
 
-    let error = cluster.submit(&body("label:gpu"), &[]).err().expect("nobody has it").to_string();
+    let error = submit(&cluster, &body("label:gpu"), &[]).err().expect("nobody has it").to_string();
     assert!(
         error.contains("step first asks for a node labelled gpu") && error.contains("ada, bob, cem"),
         "{error}"
@@ -255,28 +182,28 @@ fn steps_lie_where_they_ask_to() {
 
 #[test]
 fn a_consumer_reads_while_its_producer_elsewhere_writes() {
-    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let Some(cluster) = start(2, |_, _| {}) else { return };
     let body = format!(
         "functions:\n{}{}steps:\n  slow: {{function: slow}}\n  reader: {{function: reader, in: {{data: steps.slow.data}}}}\n\
          outputs:\n  result: {{from: steps.reader.seen}}\n",
         function("slow", "data: {type: bytes, stream: true, size_hint: 1MiB}"),
         function("reader", "seen: json"),
     );
-    let result = cluster.run(&body, &on(&[1, 0]));
+    let result = run(&cluster, &body, &on(&[1, 0]));
     assert!(result.contains("100004") && result.contains("seen"), "{result}");
 }
 
 #[test]
 fn a_large_object_crosses_whole() {
-    let Some(cluster) = Cluster::start(3, |_, _| {}) else { return };
+    let Some(cluster) = start(3, |_, _| {}) else { return };
     let body = format!(
         "functions:\n{}{}steps:\n  big: {{function: big}}\n  one: {{function: digest, in: {{data: steps.big.data}}}}\n  \
          two: {{function: digest, in: {{data: steps.big.data}}}}\noutputs:\n  result: {{from: steps.one.sum}}\n  other: {{from: steps.two.sum}}\n",
         function("big", "data: bytes"),
         function("digest", "sum: text"),
     );
-    let here = cluster.run(&body, &on(&[0, 0, 0]));
-    assert_eq!(cluster.run(&body, &on(&[1, 0, 2])), here);
+    let here = run(&cluster, &body, &on(&[0, 0, 0]));
+    assert_eq!(run(&cluster, &body, &on(&[1, 0, 2])), here);
 }
 
 fn fan() -> String {
@@ -292,19 +219,24 @@ fn fan() -> String {
 
 #[test]
 fn a_foreach_is_spread_and_gathered() {
-    let Some(cluster) = Cluster::start(3, |_, _| {}) else { return };
-    let here = cluster.run(&fan(), &on(&[0, 0, 0]));
+    let Some(cluster) = start(3, |_, _| {}) else { return };
+    let here = run(&cluster, &fan(), &on(&[0, 0, 0]));
     assert!(here.contains("40"), "{here}");
     let places = [Place::On(1), spread(2, &[0, 1, 2]), Place::On(0)];
-    assert_eq!(cluster.run(&fan(), &places), here);
+    assert_eq!(run(&cluster, &fan(), &places), here);
+    // Nodes that execute items and decide nothing tell all of it before the run's end, too.
+    let handle =
+        submit(&cluster, &fan(), &[Place::On(0), spread(0, &[1, 2]), Place::On(0)]).expect("submitted");
+    handle.wait(Some(PATIENCE)).expect("it ends").unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(handle.watch().view().steps.iter().map(|step| step.done).collect::<Vec<_>>(), [1, 40, 1]);
     let places = [Place::On(2), spread(0, &[1, 2]), Place::On(1)];
-    assert_eq!(cluster.run(&fan(), &places), here);
-    assert_eq!(cluster.run(&fan(), &[]), here, "as it is placed by default");
+    assert_eq!(run(&cluster, &fan(), &places), here);
+    assert_eq!(run(&cluster, &fan(), &[]), here, "as it is placed by default");
 }
 
 #[test]
 fn a_json_list_is_spread() {
-    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let Some(cluster) = start(2, |_, _| {}) else { return };
     let body = format!(
         "functions:\n{}{}{}steps:\n  numbers: {{function: numbers}}\n  \
          double: {{function: double, foreach: {{item: each, over: steps.numbers.list}}, in: {{n: item.each}}}}\n  \
@@ -313,26 +245,26 @@ fn a_json_list_is_spread() {
         function("double", "part: json"),
         function("sum_twice", "all: json"),
     );
-    let result = cluster.run(&body, &[Place::On(1), spread(0, &[0, 1]), Place::On(1)]);
+    let result = run(&cluster, &body, &[Place::On(1), spread(0, &[0, 1]), Place::On(1)]);
     assert!(result.contains("28"), "{result}");
 }
 
 #[test]
 fn a_producer_that_dies_takes_its_reader_elsewhere_with_it() {
-    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let Some(cluster) = start(2, |_, _| {}) else { return };
     let body = format!(
         "functions:\n{}{}steps:\n  flaky: {{function: flaky, retry: {{max: 2, backoff: 1ms, on: [crash]}}}}\n  \
          reader: {{function: reader, in: {{data: steps.flaky.data}}}}\noutputs:\n  result: {{from: steps.reader.seen}}\n",
         function("flaky", "data: {type: bytes, stream: true, size_hint: 1MiB}"),
         function("reader", "seen: json"),
     );
-    let result = cluster.run(&body, &on(&[1, 0]));
+    let result = run(&cluster, &body, &on(&[1, 0]));
     assert!(result.contains("200005"), "{result}");
 }
 
 #[test]
 fn a_failure_elsewhere_is_the_runs_and_stops_the_rest() {
-    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let Some(cluster) = start(2, |_, _| {}) else { return };
     let body = format!(
         "functions:\n{}{}steps:\n  fails: {{function: fails}}\n  sleeps: {{function: sleeps}}\n\
          outputs:\n  result: {{from: steps.fails.x}}\n  other: {{from: steps.sleeps.x}}\n",
@@ -340,19 +272,19 @@ fn a_failure_elsewhere_is_the_runs_and_stops_the_rest() {
         function("sleeps", "x: json"),
     );
     let begun = Instant::now();
-    let error = cluster.fail(&body, &on(&[1, 0]));
+    let error = fail(&cluster, &body, &on(&[1, 0]));
     assert!(error.contains("step fails failed") && error.contains("no such luck"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(45), "what runs is stopped");
 }
 
 #[test]
 fn a_run_is_cancelled_everywhere() {
-    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let Some(cluster) = start(2, |_, _| {}) else { return };
     let body = format!(
         "functions:\n{}steps:\n  sleeps: {{function: sleeps}}\noutputs:\n  result: {{from: steps.sleeps.x}}\n",
         function("sleeps", "x: json"),
     );
-    let handle = cluster.submit(&body, &on(&[1])).expect("submitted");
+    let handle = submit(&cluster, &body, &on(&[1])).expect("submitted");
     let begun = Instant::now();
     while cluster.nodes[1].stats().expect("lives").load.slots_used == 0 {
         assert!(begun.elapsed() < PATIENCE, "it does not start");
@@ -368,12 +300,12 @@ fn a_run_is_cancelled_everywhere() {
 
 #[test]
 fn a_node_that_goes_fails_the_run_by_its_name() {
-    let Some(mut cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let Some(mut cluster) = start(2, |_, _| {}) else { return };
     let body = format!(
         "functions:\n{}steps:\n  sleeps: {{function: sleeps}}\noutputs:\n  result: {{from: steps.sleeps.x}}\n",
         function("sleeps", "x: json"),
     );
-    let handle = cluster.submit(&body, &on(&[1])).expect("submitted");
+    let handle = submit(&cluster, &body, &on(&[1])).expect("submitted");
     drop(cluster.nodes.pop());
     match handle.wait(Some(PATIENCE)).expect("it ends") {
         Err(RunFailure::Run(error)) => assert!(error.to_string().contains("node bob"), "{error}"),
@@ -383,10 +315,10 @@ fn a_node_that_goes_fails_the_run_by_its_name() {
 
 #[test]
 fn a_node_that_lacks_a_file_refuses() {
-    let Some(cluster) = Cluster::start(2, |_, _| {}) else { return };
+    let Some(cluster) = start(2, |_, _| {}) else { return };
     let body = "functions:\n  f: {runtime: exec, command: [./not-there], outputs: {x: text}, stdout: x}\n\
                 steps:\n  f: {function: f}\noutputs:\n  result: {from: steps.f.x}\n";
-    match cluster.submit(body, &on(&[1])) {
+    match submit(&cluster, body, &on(&[1])) {
         Err(error) => {
             let error = error.to_string();
             assert!(error.contains("node bob") && error.contains("not-there"), "{error}");
@@ -402,20 +334,43 @@ fn a_store_without_room_fails_the_run() {
             config.store_bytes = 32 << 20;
         }
     };
-    let Some(cluster) = Cluster::start(2, small) else { return };
+    let Some(cluster) = start(2, small) else { return };
     let body = format!(
         "functions:\n{}{}steps:\n  big: {{function: big}}\n  digest: {{function: digest, in: {{data: steps.big.data}}}}\n\
          outputs:\n  result: {{from: steps.digest.sum}}\n",
         function("big", "data: bytes"),
         function("digest", "sum: text"),
     );
-    let error = cluster.fail(&body, &on(&[1, 0]));
+    let error = fail(&cluster, &body, &on(&[1, 0]));
     assert!(error.contains("output data of step big cannot be fetched"), "{error}");
 }
 
 #[test]
+fn what_the_home_hears_does_not_grow_with_the_graph() {
+    let Some(cluster) = start(3, |_, _| {}) else { return };
+    // A chain between two other nodes: its words pass the home by.
+    let chain = |steps: usize| {
+        let mut body =
+            format!("functions:\n{}steps:\n", "  f: {runtime: builtin, handler: noop, outputs: {o: json}}\n");
+        for step in 0..steps {
+            let after = if step == 0 { String::new() } else { format!(", after: [s{}]", step - 1) };
+            body.push_str(&format!("  s{step}: {{function: f{after}}}\n"));
+        }
+        let places: Vec<Place> = (0..steps).map(|step| Place::On(1 + (step % 2) as u16)).collect();
+        let before = cluster.nodes[0].stats().expect("it lives").heard;
+        let handle = submit(&cluster, &body, &places).expect("submitted");
+        handle.wait(Some(PATIENCE)).expect("it ends").unwrap_or_else(|error| panic!("{error}"));
+        assert!(handle.watch().view().steps.iter().all(|step| step.done == 1));
+        let heard = cluster.nodes[0].stats().expect("it lives").heard;
+        heard.words - before.words
+    };
+    // From each: that it takes part, and that its part is done.
+    assert_eq!((chain(4), chain(40), chain(400)), (4, 4, 4));
+}
+
+#[test]
 fn an_engine_that_dies_says_why() {
-    let Some(cluster) = Cluster::start(1, |_, _| {}) else { return };
+    let Some(cluster) = start(1, |_, _| {}) else { return };
     let node = &cluster.nodes[0];
     assert_eq!(node.death(), None);
     let text = "apiVersion: dflow/v1\nkind: Workflow\nmetadata: {name: test}\n\

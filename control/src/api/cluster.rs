@@ -188,8 +188,12 @@ fn names(run: &Run, key: ObjectKey) -> Option<(Option<String>, String)> {
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
     let node = api.runs.node().clone();
-    let look = move || (node.stats(), node.pools().unwrap_or_default(), node.peers().unwrap_or_default());
-    let (stats, pools, peers) = blocking(look).await;
+    let look = move || {
+        let (pools, peers) = (node.pools().unwrap_or_default(), node.peers().unwrap_or_default());
+        (node.stats(), pools, peers, node.take_transfers().unwrap_or_default())
+    };
+    let (stats, pools, peers, transfers) = blocking(look).await;
+    api.metrics.transfers(&transfers);
     let text = api.metrics.text(api.runs.under_way(), stats.as_ref(), &pools, &peers);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()

@@ -1,5 +1,6 @@
 //! One contender under load, for one block of runs.
 
+use super::cluster::Nodes;
 use super::stats::Random;
 use super::{Load, Subject};
 use crate::node::{Journal, Node, OutputValue, RunSpec, RunView, Spread, What};
@@ -36,7 +37,7 @@ pub(super) struct Sample {
 
 /// What a block runs on and with.
 pub(super) struct Driver<'a> {
-    pub(super) node: &'a Node,
+    pub(super) nodes: &'a Nodes,
     pub(super) subjects: &'a [Subject],
     pub(super) start: Option<StartPolicy>,
     pub(super) cold: bool,
@@ -63,7 +64,9 @@ impl Driver<'_> {
                 return;
             }
             let subject = (first + number) as usize % self.subjects.len();
-            let result = self.run(subject, due, number < self.traced);
+            // Each workflow is submitted to each node.
+            let node = (first + number) as usize / self.subjects.len() % self.nodes.all.len();
+            let result = self.run(&self.nodes.all[node], subject, due, number < self.traced);
             let mut block = block.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
                 Ok(sample) => {
@@ -88,7 +91,7 @@ impl Driver<'_> {
                                     return;
                                 }
                                 if self.cold {
-                                    self.node.cool();
+                                    self.nodes.cool();
                                 }
                                 one(number, Instant::now());
                             }
@@ -126,7 +129,7 @@ impl Driver<'_> {
         block.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, subject: usize, due: Instant, traced: bool) -> Result<Sample, String> {
+    fn run(&self, node: &Node, subject: usize, due: Instant, traced: bool) -> Result<Sample, String> {
         let Subject { workflow, inputs, .. } = &self.subjects[subject];
         let spec = RunSpec {
             workflow: workflow.clone(),
@@ -134,7 +137,7 @@ impl Driver<'_> {
             start: self.start,
             spread: Spread::Auto,
         };
-        let handle = self.node.submit(spec).map_err(|e| e.to_string())?;
+        let handle = node.submit(spec).map_err(|e| e.to_string())?;
         let result = match handle.wait(Some(self.patience)) {
             Some(result) => result,
             None => {

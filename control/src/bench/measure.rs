@@ -1,5 +1,6 @@
 //! The whole measurement: nodes, turns, and what is computed of the runs.
 
+use super::cluster::Nodes;
 use super::drive::{Driver, FAILURES_MAX, Sample};
 use super::grouping::Profile;
 use super::remote::RemoteStore;
@@ -22,13 +23,14 @@ const TRACED_MAX: u32 = 20;
 /// A contender that takes part.
 struct Contestant {
     contender: Contender,
-    node: Node,
+    nodes: Nodes,
     config: NodeConfig,
     start: Option<StartPolicy>,
     baseline: Option<Arc<Baseline>>,
     store: Option<RemoteStore>,
-    /// What it had moved before anything was measured.
+    /// What it had moved to and from its store before anything was measured, and between its nodes.
     moved: (u64, u64, u64),
+    crossed: u64,
     samples: Vec<Sample>,
     failures: Vec<(usize, String)>,
     /// CPU time of this process during its turns, load generator included.
@@ -100,11 +102,12 @@ fn places(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<BTreeMap<String, Vec
     say("a run of each workflow, for the times and sizes that steps are placed by");
     let node = |source| BenchError::Node { contender: "the placing run".into(), source };
     let node = Node::start(plan.node.clone()).map_err(node)?;
+    let nodes = Nodes { all: vec![node], link: None, shaped: false };
     let mut places = BTreeMap::new();
     for (index, subject) in plan.subjects.iter().enumerate() {
         let subjects = std::slice::from_ref(subject);
         let driver =
-            Driver { node: &node, subjects, start: None, cold: false, patience: plan.patience, traced: 2 };
+            Driver { nodes: &nodes, subjects, start: None, cold: false, patience: plan.patience, traced: 2 };
         // The first run starts processes, and its times would tell of that.
         let block = driver.block(Load::Closed { clients: 1 }, 0, 2, &mut Random::new(0));
         if let Some((view, journal)) = block.samples.into_iter().last().and_then(|sample| sample.trace) {
@@ -157,15 +160,32 @@ fn enter(
             (baseline, store) = (Some(imitated), Some(remote));
         }
     }
-    let node = Node::start(config.clone()).map_err(|e| e.to_string())?;
+    let nodes = match contender.way {
+        // A run is in one sandbox, so its workers have nothing to do with each other.
+        Way::Imitated(System::Knix) => Nodes::apart(&config, plan.nodes)?,
+        Way::Imitated(_) => {
+            // Its workers are virtual: one node has the cores of all.
+            config.cpu_milli *= plan.nodes;
+            config.slots *= plan.nodes;
+            config.idle_max *= plan.nodes;
+            Nodes::apart(&config, 1)?
+        }
+        _ => {
+            let nodes = Nodes::joined(&config, plan.nodes, plan.link_bytes_per_s)?;
+            // For its journals, which are of all of them.
+            config.cpu_milli *= plan.nodes;
+            nodes
+        }
+    };
     Ok(Contestant {
         contender: contender.clone(),
-        node,
+        nodes,
         config,
         start,
         baseline,
         store,
         moved: (0, 0, 0),
+        crossed: 0,
         samples: Vec::new(),
         failures: Vec::new(),
         node_cpu_us: 0,
@@ -176,7 +196,7 @@ fn enter(
 
 fn driver<'a>(plan: &'a Plan, contestant: &'a Contestant, traced: u32) -> Driver<'a> {
     Driver {
-        node: &contestant.node,
+        nodes: &contestant.nodes,
         subjects: &plan.subjects,
         start: contestant.start,
         cold: plan.cold,
@@ -186,7 +206,8 @@ fn driver<'a>(plan: &'a Plan, contestant: &'a Contestant, traced: u32) -> Driver
 }
 
 fn warm_up(plan: &Plan, contestant: &mut Contestant, say: &mut dyn FnMut(&str)) {
-    let runs = plan.warmups * plan.subjects.len() as u32;
+    // As many on each node.
+    let runs = plan.warmups * (plan.subjects.len() * contestant.nodes.all.len()) as u32;
     let load = match plan.load {
         // As many processes as the load will want.
         Load::Closed { clients } => Load::Closed { clients },
@@ -194,6 +215,7 @@ fn warm_up(plan: &Plan, contestant: &mut Contestant, say: &mut dyn FnMut(&str)) 
     };
     let block = driver(plan, contestant, 0).block(load, 0, runs, &mut Random::new(0));
     contestant.moved = contestant.baseline.as_ref().map_or((0, 0, 0), |b| b.traffic.totals());
+    contestant.crossed = contestant.nodes.moved_bytes();
     note_failures(contestant, block.failures, say);
 }
 
@@ -232,6 +254,8 @@ fn report(plan: &Plan, contestant: Contestant, results: &mut Results) {
     let (stored, fetched, triggers) = contestant.baseline.as_ref().map_or((0, 0, 0), |b| b.traffic.totals());
     let moved = contestant.moved;
     let (stored, fetched, triggers) = (stored - moved.0, fetched - moved.1, triggers - moved.2);
+    let crossed = contestant.nodes.moved_bytes().saturating_sub(contestant.crossed);
+    let store = contestant.store.as_ref();
     for (index, subject) in plan.subjects.iter().enumerate() {
         let samples: Vec<&Sample> = contestant.samples.iter().filter(|s| s.subject == index).collect();
         let of = |value: fn(&Sample) -> u64| Quantiles::of(samples.iter().map(|s| value(s)).collect());
@@ -247,8 +271,15 @@ fn report(plan: &Plan, contestant: Contestant, results: &mut Results) {
             stored_bytes: stored / runs,
             fetched_bytes: fetched / runs,
             triggers: triggers / runs,
-            shaped: contestant.store.as_ref().is_some_and(|store| store.lab.is_some()),
-            link: contestant.store.as_ref().map(|store| store.link.clone()),
+            crossed_bytes: crossed / runs,
+            links: if contestant.nodes.shaped {
+                contestant.nodes.all.len() as u32
+            } else {
+                u32::from(store.is_some_and(|store| store.lab.is_some()))
+            },
+            link: store.map(|store| store.link.clone()).or_else(|| contestant.nodes.link.clone()),
+            wall_us: contestant.wall_us,
+            ended: runs,
             given_up: contestant.given_up,
             ..Row::default()
         };
@@ -266,7 +297,6 @@ fn report(plan: &Plan, contestant: Contestant, results: &mut Results) {
         }
         results.rows.push(row);
     }
-    contestant.node.shutdown();
 }
 
 fn record(

@@ -6,10 +6,11 @@
 //!   options ▶ Contender ─┼─▶ [measure] ─▶ Results ─┼─▶ JSON
 //!             Load      ─┘    a node each          └─▶ SVG
 //! ```
-//! Every contender has a node of its own in this process. They take turns: a block of runs under the
+//! Every contender has nodes of its own in this process. They take turns: a block of runs under the
 //! whole load, then the next one's block, so that what changes on the machine changes for all.
 
 mod chart;
+mod cluster;
 mod drive;
 mod grouping;
 pub mod local;
@@ -155,7 +156,7 @@ pub struct Plan {
     pub load: Load,
     /// Runs of each contender, over all workflows.
     pub runs: u32,
-    /// Runs of each workflow before anything is measured.
+    /// Runs of each workflow on each node before anything is measured.
     pub warmups: u32,
     /// Each run finds no function process and no loaded code.
     pub cold: bool,
@@ -163,13 +164,15 @@ pub struct Plan {
     pub seed: u64,
     /// A run that takes longer is cancelled and has failed.
     pub patience: Duration,
-    /// The node, as contenders have it unless their way says otherwise.
+    /// A node, as contenders have it unless their way says otherwise.
     pub node: NodeConfig,
-    /// Virtual workers of the imitated systems.
+    /// Nodes of each contender; imitated systems then have as many workers.
+    pub nodes: u32,
+    /// Workers of the imitated systems; virtual ones, on one node.
     pub workers: u32,
     /// Cores of each of them.
     pub worker_cpus: u32,
-    /// Bytes a second of the link to a remote store, each way.
+    /// Bytes a second of each node's link, and of that to a remote store, each way.
     pub link_bytes_per_s: u64,
 }
 

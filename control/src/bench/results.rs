@@ -35,10 +35,16 @@ pub struct Row {
     pub fetched_bytes: u64,
     /// See there.
     pub triggers: u64,
-    /// What lies between it and its remote store.
+    /// Bytes that passed from one of its nodes to another, a run (mean over all workflows).
+    pub crossed_bytes: u64,
+    /// What lies between it and its remote store, or between its nodes.
     pub link: Option<String>,
-    /// It is shaped to the plan's bytes a second.
-    pub shaped: bool,
+    /// So many such links are shaped to the plan's bytes a second.
+    pub links: u32,
+    /// How long it was under load, and runs of all workflows that ended well meanwhile.
+    pub wall_us: u64,
+    /// See there.
+    pub ended: u64,
     /// Messages of runs that failed, and how often.
     pub failures: BTreeMap<String, u32>,
     /// It failed too often in a row, and was not measured to the end.
@@ -79,6 +85,11 @@ impl Row {
         self.critical_path_us.max(self.work_us)
     }
 
+    /// Runs of all workflows that ended well in a second under load.
+    pub fn runs_per_s(&self) -> f64 {
+        if self.wall_us == 0 { 0.0 } else { self.ended as f64 * 1e6 / self.wall_us as f64 }
+    }
+
     fn failed(&self) -> u32 {
         self.failures.values().sum()
     }
@@ -96,6 +107,7 @@ pub struct Results {
     load: Load,
     cold: bool,
     cpus: f64,
+    nodes: u32,
     link_bytes_per_s: u64,
     workers: (u32, u32),
     seed: u64,
@@ -110,7 +122,8 @@ impl Results {
             differ: Vec::new(),
             load: plan.load,
             cold: plan.cold,
-            cpus: f64::from(plan.node.cpu_milli) / 1000.0,
+            cpus: f64::from(plan.node.cpu_milli * plan.nodes) / 1000.0,
+            nodes: plan.nodes,
             link_bytes_per_s: plan.link_bytes_per_s,
             workers: (plan.workers, plan.worker_cpus),
             seed: plan.seed,
@@ -142,10 +155,18 @@ impl Results {
         Some((share(|q| q.p50)?, share(|q| q.p99)?))
     }
 
-    /// The least a run's crossing bytes need on a shaped link, each way at once, in microseconds.
+    /// Bytes that the steps of all its workflows put in a second under load: what its functions could hand each other.
+    pub fn put_bytes_per_s(&self, row: &Row) -> f64 {
+        let rows = self.rows.iter().filter(|other| other.contender == row.contender);
+        let bytes: u64 = rows.map(|row| row.bytes * row.latency_us.samples as u64).sum();
+        if row.wall_us == 0 { 0.0 } else { bytes as f64 * 1e6 / row.wall_us as f64 }
+    }
+
+    /// The least a run's crossing bytes need on shaped links, each way at once and all links alike, in microseconds.
     pub fn link_us(&self, row: &Row) -> Option<u64> {
-        row.shaped.then(|| {
-            row.stored_bytes.max(row.fetched_bytes).saturating_mul(1_000_000) / self.link_bytes_per_s.max(1)
+        (row.links > 0).then(|| {
+            let bytes = row.stored_bytes.max(row.fetched_bytes).max(row.crossed_bytes / u64::from(row.links));
+            bytes.saturating_mul(1_000_000) / self.link_bytes_per_s.max(1)
         })
     }
 
@@ -167,7 +188,8 @@ impl Results {
 
     /// For people.
     pub fn text(&self) -> String {
-        let mut out = format!("{}, {} CPU tokens\n\n", self.load_text(), self.cpus);
+        let nodes = if self.nodes > 1 { format!(" on {} nodes", self.nodes) } else { String::new() };
+        let mut out = format!("{}, {} CPU tokens{nodes}\n\n", self.load_text(), self.cpus);
         let mut unsound = false;
         let rows: Vec<Vec<String>> = self
             .rows
@@ -245,9 +267,11 @@ impl Results {
                 time_text(row.node_cpu_us),
                 format!("{:.1}", row.cold_starts),
                 bytes_text(row.stored_bytes),
-                bytes_text(row.fetched_bytes),
+                bytes_text(row.fetched_bytes + row.crossed_bytes),
                 row.triggers.to_string(),
                 link,
+                format!("{:.1}", row.runs_per_s()),
+                bytes_text(self.put_bytes_per_s(row) as u64),
             ]
         };
         let rows: Vec<_> = self.rows.iter().map(row).collect();
@@ -263,6 +287,8 @@ impl Results {
             ">FETCHED",
             ">TRIGGERS",
             ">LINK BOUND",
+            ">RUNS/S",
+            ">PUT/S",
         ];
         format!("{}\n", table(&head, &rows))
     }
@@ -310,9 +336,11 @@ impl Results {
                     "link": self.link_us(row),
                 },
                 "remote": row.link.as_ref().map(|link| json!({
-                    "link": link, "stored_bytes": row.stored_bytes, "fetched_bytes": row.fetched_bytes,
+                    "link": link, "links": row.links, "stored_bytes": row.stored_bytes,
+                    "fetched_bytes": row.fetched_bytes, "crossed_bytes": row.crossed_bytes,
                     "triggers": row.triggers,
                 })),
+                "runs_per_s": row.runs_per_s(), "put_bytes_per_s": self.put_bytes_per_s(row),
                 "overlaps": overlaps.collect::<Vec<_>>(), "traced_runs": row.traced,
                 "first_as_share_of_this": against.map(|(p50, p99)| json!({"p50": p50, "p99": p99})),
             })
@@ -323,7 +351,7 @@ impl Results {
             "schema": SCHEMA, "version": env!("CARGO_PKG_VERSION"),
             "machine": {"host": rustix::system::uname().nodename().to_string_lossy(),
                 "cores": std::thread::available_parallelism().map_or(1, |n| n.get())},
-            "load": load, "cold": self.cold, "cpus": self.cpus, "seed": self.seed,
+            "load": load, "cold": self.cold, "cpus": self.cpus, "nodes": self.nodes, "seed": self.seed,
             "link_bytes_per_s": self.link_bytes_per_s,
             "workers": {"count": self.workers.0, "cpus": self.workers.1},
             "first": self.reference, "results": self.rows.iter().map(row).collect::<Vec<_>>(),

@@ -80,6 +80,9 @@ fn cluster(args: &DevArgs) -> anyhow::Result<()> {
         command.args(["--api", &own.api.to_string(), "--data", &own.data.to_string()]);
         command.arg("--secret-file").arg(&secret);
         command.args(["--cpus", &args.cpus.to_string(), "--store", &args.store, "--log", "warn"]);
+        if let Some(mb) = args.bandwidth {
+            command.args(["--link", &format!("{mb}MB")]);
+        }
         if !peers.is_empty() {
             command.args(["--peers", &peers.join(" ")]);
         }

@@ -3,7 +3,7 @@
 use super::exit::Exit;
 use super::open::open;
 use crate::workflow::{Placement, StepSpec};
-use dflow_core::placement::{NodeFacts, Place, Wish, place};
+use dflow_core::placement::{Known, NodeFacts, Place, Wish, place};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -32,8 +32,9 @@ pub(super) fn run(args: &PlanArgs) -> Exit {
     let together =
         |step: &StepSpec| if step.placement == Placement::Pack { Wish::Together } else { Wish::Anywhere };
     let wishes: Vec<Wish> = workflow.steps.iter().map(together).collect();
+    let known = Known { wishes: &wishes, ..Known::default() };
     // A megabyte a second is a byte a microsecond.
-    let draft = match place(&workflow.graph, &nodes, args.bandwidth, &wishes) {
+    let draft = match place(&workflow.graph, &nodes, args.bandwidth, known) {
         Ok(draft) => draft,
         Err(error) => {
             eprintln!("error: {error}");

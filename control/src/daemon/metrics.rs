@@ -1,7 +1,7 @@
 //! What a node counts, in the form that Prometheus reads.
 
 use crate::history::Outcome;
-use crate::node::{Journal, NodeStats, PeerView, PoolView, What};
+use crate::node::{Journal, NodeStats, PeerView, PoolView, Transfer, What};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -46,6 +46,12 @@ struct LinkLabel {
     peer: String,
 }
 
+/// Another node.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PeerLabel {
+    peer: String,
+}
+
 /// The counters of a node. What the engine knows is looked up when it is asked for.
 #[derive(Debug)]
 pub struct Metrics {
@@ -73,11 +79,19 @@ pub struct Metrics {
     invocations: Family<KindLabel, Gauge>,
     workers: Family<PoolLabel, Gauge>,
     link_bytes: Family<LinkLabel, Gauge>,
+    heard: Family<KindLabel, Gauge>,
+    transfer_seconds: Family<PeerLabel, Histogram>,
+    transfer_bytes: Family<PeerLabel, Histogram>,
 }
 
 /// From 100 us to 400 s.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(1e-4, 4.0, 12))
+}
+
+/// From 1 KiB to 4 GiB.
+fn sizes() -> Histogram {
+    Histogram::new(exponential_buckets(1024.0, 4.0, 12))
 }
 
 impl Metrics {
@@ -105,6 +119,9 @@ impl Metrics {
             invocations: Family::default(),
             workers: Family::default(),
             link_bytes: Family::default(),
+            heard: Family::default(),
+            transfer_seconds: Family::new_with_constructor(seconds),
+            transfer_bytes: Family::new_with_constructor(sizes),
         };
         metrics.register();
         metrics
@@ -131,6 +148,15 @@ impl Metrics {
         r.register("workers", "Function processes", self.workers.clone());
         let links = self.link_bytes.clone();
         r.register_with_unit("link_read", "Read from a peer since it connected", Unit::Bytes, links);
+        r.register("messages_heard", "Messages of other nodes' engines", self.heard.clone());
+        let (took, size) = (self.transfer_seconds.clone(), self.transfer_bytes.clone());
+        r.register_with_unit(
+            "transfer",
+            "From the announcement of an object to its last byte",
+            Unit::Seconds,
+            took,
+        );
+        r.register_with_unit("transfer_size", "Objects that came from a peer", Unit::Bytes, size);
         r.register_with_unit("api_input", "Inputs streamed in", Unit::Bytes, self.input_bytes.clone());
         r.register_with_unit("api_output", "Outputs streamed out", Unit::Bytes, self.output_bytes.clone());
     }
@@ -159,6 +185,15 @@ impl Metrics {
             }
         }
         self.retries.inc_by(journal.failures.iter().filter(|f| f.retried).count() as u64);
+    }
+
+    /// Objects that have come from other nodes.
+    pub fn transfers(&self, transfers: &[Transfer]) {
+        for transfer in transfers {
+            let label = PeerLabel { peer: transfer.peer.clone() };
+            self.transfer_seconds.get_or_create(&label).observe(transfer.us as f64 / 1e6);
+            self.transfer_bytes.get_or_create(&label).observe(transfer.bytes as f64);
+        }
     }
 
     /// All of it as text, with what the engine says of itself now.
@@ -195,6 +230,9 @@ impl Metrics {
                 ("cpu_milli_used", load.cpu_milli_used),
             ] {
                 self.invocations.get_or_create(&KindLabel { kind }).set(value);
+            }
+            for (kind, value) in [("words", stats.heard.words), ("tidings", stats.heard.tidings)] {
+                self.heard.get_or_create(&KindLabel { kind }).set(value as i64);
             }
         }
         self.workers.clear();

@@ -1,11 +1,16 @@
 //! What a node of a cluster is told, and over which nodes a run is to be spread.
 
+use crate::netns::Lab;
 use dflow_core::placement::Placement;
 use dflow_dataplane::transport::{Backend, Epoch, NodeId, Secret};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// The highest number of a node: with it begin the names of all runs that are submitted there.
 pub const NODE_MAX: u64 = u16::MAX as u64;
+
+/// What a link is taken to carry if nobody says: 8 gigabits a second.
+pub const LINK_BYTES_PER_S: u64 = 1_000_000_000;
 
 /// A node's place in its cluster.
 #[derive(Clone, Debug)]
@@ -28,6 +33,10 @@ pub struct ClusterConfig {
     pub backend: Backend,
     /// Bulk streams of each connection.
     pub lanes: u16,
+    /// What a link between two nodes carries each way, in bytes a second; steps are placed by it.
+    pub link_bytes_per_s: u64,
+    /// The network this node lives in, as one of its nodes; `None`: the caller's.
+    pub lab: Option<(Arc<Lab>, usize)>,
     /// What steps may ask for by `placement: {prefer: "label:NAME"}`, besides the node's own name.
     pub labels: Vec<String>,
 }
@@ -98,6 +107,8 @@ impl ClusterConfig {
             peers: Vec::new(),
             backend: Backend::Auto,
             lanes: 2,
+            link_bytes_per_s: LINK_BYTES_PER_S,
+            lab: None,
             labels: Vec::new(),
         }
     }

@@ -26,14 +26,15 @@ mod view;
 mod watchdog;
 
 pub use baseline::{Baseline, Crossing, Overlaps, Traffic};
-pub use cluster::{ClusterConfig, ClusterError, NODE_MAX, PeerConfig, Spread};
+pub use cluster::{ClusterConfig, ClusterError, LINK_BYTES_PER_S, NODE_MAX, PeerConfig, Spread};
 pub use config::{Libexec, NodeConfig};
 pub use error::{RunFailure, StartError, SubmitError};
 pub use logs::{LogLine, LogLines};
 pub use object::{ObjectView, OutputValue};
 pub use stage::{InputWriter, OpenRun};
 pub use view::{
-    Failed, Journal, LinkView, Nodes, PeerView, PoolView, Record, RunView, StepView, Watch, What,
+    Failed, Heard, Journal, LinkView, Nodes, PeerView, PoolView, Record, RunView, StepView, Transfer, Watch,
+    What,
 };
 
 use crate::workflow::Workflow;
@@ -108,6 +109,8 @@ pub struct NodeStats {
     pub zygotes: u32,
     /// Whether huge pages back the store, in words.
     pub huge_pages: String,
+    /// Messages of other nodes' engines since the start.
+    pub heard: Heard,
 }
 
 impl Node {
@@ -202,6 +205,14 @@ impl Node {
         let (reply, peers) = bounded(1);
         self.requests.send(Request::Peers { reply }).ok()?;
         peers.recv().ok()
+    }
+
+    /// Objects that have come from other nodes since the last call (the last of them, if nobody asks for long); `None`
+    /// if the engine is gone.
+    pub fn take_transfers(&self) -> Option<Vec<Transfer>> {
+        let (reply, transfers) = bounded(1);
+        self.requests.send(Request::Transfers { reply }).ok()?;
+        transfers.recv().ok()
     }
 
     /// Makes another node of the cluster known, or gives it another address.

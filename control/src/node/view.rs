@@ -129,6 +129,26 @@ pub struct LinkView {
     pub stream_bytes: u64,
 }
 
+/// Messages that a node has heard of others' engines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// What runs need: their beginning, what schedulers tell each other, their end.
+    pub words: u64,
+    /// What happened elsewhere in runs that were submitted here, for people.
+    pub tidings: u64,
+}
+
+/// An object that has come from another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The node's name.
+    pub peer: String,
+    /// Its size.
+    pub bytes: u64,
+    /// From when its size was known here to its last byte, in microseconds.
+    pub us: u64,
+}
+
 /// Which node executes what of a run.
 #[derive(Clone, Debug)]
 pub struct Nodes {
@@ -281,6 +301,11 @@ impl Watch {
             journal.records.sort_by_key(|record| record.at);
         }
         journal
+    }
+
+    /// Looks at the journal as far as it is kept.
+    pub(crate) fn with_records(&self, look: impl FnOnce(&[Record])) {
+        look(&self.lock().1.records);
     }
 
     pub(crate) fn step(&self, step: u32, change: impl FnOnce(&mut StepView)) {

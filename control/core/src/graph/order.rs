@@ -99,15 +99,24 @@ impl Graph {
     /// `bandwidth` bytes per microsecond (0 for free). An unknown run time counts as 1 µs, so that
     /// depth decides where nothing else is known. Indices must be in range.
     pub fn critical_path(&self, bandwidth: u64) -> Result<Vec<u64>, GraphError> {
+        self.longest_ways(|step| {
+            let step = &self.steps[step as usize];
+            let bytes = step.outputs.iter().fold(0u64, |sum, port| sum.saturating_add(port.hint_bytes));
+            step.estimate_us.max(1).saturating_add(bytes.checked_div(bandwidth).unwrap_or(0))
+        })
+    }
+
+    /// For each step the time from its start to the end of the run along the longest way, if a step with a function
+    /// takes as long as `own` says; what has none takes no time. Indices must be in range.
+    ///
+    /// # Errors
+    /// If there is a cycle.
+    pub fn longest_ways(&self, own: impl Fn(StepIndex) -> u64) -> Result<Vec<u64>, GraphError> {
         let order = self.topological()?;
         let edges = Edges::new(self);
         let mut rank = vec![0u64; self.steps.len()];
         for &s in order.iter().rev() {
-            let step = &self.steps[s as usize];
-            let bytes = step.outputs.iter().fold(0u64, |sum, port| sum.saturating_add(port.hint_bytes));
-            let moving = bytes.checked_div(bandwidth).unwrap_or(0);
-            let own =
-                if step.function().is_some() { step.estimate_us.max(1).saturating_add(moving) } else { 0 };
+            let own = if self.steps[s as usize].function().is_some() { own(s) } else { 0 };
             let behind = edges.behind(s).iter().map(|&b| rank[b as usize]).max().unwrap_or(0);
             rank[s as usize] = behind.saturating_add(own);
         }

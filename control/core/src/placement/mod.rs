@@ -6,7 +6,7 @@
 
 mod place;
 
-pub use place::{Draft, NodeFacts, Wish, place};
+pub use place::{Cost, Draft, Known, NodeFacts, Wish, place};
 
 use crate::graph::StepIndex;
 use alloc::{boxed::Box, sync::Arc, vec::Vec};

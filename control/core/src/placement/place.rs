@@ -1,14 +1,18 @@
-//! Choosing nodes: list scheduling by critical path.
+//! Choosing nodes: list scheduling by critical path, over links that carry one transfer after the other.
 //!
 //! Steps are taken in the order of their rank (the time from a step's start to the end of the run), and each
-//! goes to the node where it would end first: when its inputs are there (what lies on another node has to be moved,
-//! what lies on the same costs nothing) and a core is free. So a chain stays where its data is, and branches
-//! spread when one node has no core left for them. A foreach step is led where its list lies, and its items are
-//! dealt out over all nodes by their cores, since their number is not known yet.
+//! goes to the node where it would end first: when its inputs are there and a core is free. What lies on the same node
+//! costs nothing; what lies on another has to be moved, once for each node, and waits until the source's link and the
+//! target's have done what was given to them before. So a chain stays where its data is, and branches spread when one
+//! node has no core left for them.
+//!
+//! A foreach step is led where its list lies. Its items are dealt out over all nodes by their cores, unless it is known
+//! how many they are and how long they take, and that moving them would cost more than waiting for the cores of one
+//! node.
 
 use super::{HOME, NodeIndex, Place, Placement};
-use crate::graph::{Graph, GraphError, StepIndex};
-use alloc::{boxed::Box, vec, vec::Vec};
+use crate::graph::{Graph, GraphError, Source, Step, StepIndex};
+use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 
 /// What is assumed of a step without an estimate, in microseconds: as much as moving a small object costs a few times
 /// over, so that short chains are not torn apart.
@@ -30,13 +34,49 @@ pub struct NodeFacts {
 /// Where a step may lie.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Wish {
-    /// Where it ends first; the items of a foreach are dealt out.
+    /// Where it ends first; the items of a foreach are dealt out where that pays.
     #[default]
     Anywhere,
     /// The same, and all items of a foreach together.
     Together,
     /// On one of these; items are dealt out over them. Not empty.
     Among(Box<[NodeIndex]>),
+}
+
+/// What a step is expected to cost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Busy time of one invocation in microseconds, waits for data left out; 0 if nothing is known.
+    pub run_us: u64,
+    /// Invocations; 0 if nothing is known.
+    pub items: u64,
+    /// Bytes that all of them together put to each output port.
+    pub bytes: Box<[u64]>,
+}
+
+impl Cost {
+    /// By the hints of the workflow's file.
+    pub fn hinted(step: &Step) -> Cost {
+        let bytes = step.outputs.iter().map(|port| port.hint_bytes).collect();
+        Cost { run_us: step.estimate_us, items: u64::from(step.foreach.is_none()), bytes }
+    }
+
+    /// How long `cores` take for so many of its invocations.
+    fn busy_us(&self, items: u64, cores: usize) -> u64 {
+        let run_us = if self.run_us == 0 { UNKNOWN_US } else { self.run_us };
+        run_us.saturating_mul(items.div_ceil(cores.max(1) as u64))
+    }
+}
+
+/// What is known before a run, beside its graph.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known<'a> {
+    /// Of the steps, in their order; what is missing is [`Cost::hinted`].
+    pub costs: &'a [Cost],
+    /// Sizes of the run's inputs, which lie at its home. Bytes.
+    pub inputs: &'a [u64],
+    /// Of the steps, in their order; what is missing is [`Wish::Anywhere`].
+    pub wishes: &'a [Wish],
 }
 
 /// A placement, and when each step would run by it.
@@ -46,12 +86,12 @@ pub struct Draft {
     pub placement: Placement,
     /// When each step would start and end, in microseconds from the run's start.
     pub times_us: Vec<(u64, u64)>,
-    /// Bytes that cross between nodes, by the hints of the outputs.
+    /// Bytes that cross between nodes.
     pub moved_bytes: u64,
 }
 
-/// Places `graph` over `nodes`, the home first, whose links carry `bandwidth` bytes a microsecond (0: any number).
-/// `wishes` are those of the steps, in their order; what is missing is [`Wish::Anywhere`].
+/// Places `graph` over `nodes`, the home first, whose links carry `bandwidth` bytes a microsecond each way (0: any
+/// number).
 ///
 /// # Errors
 /// If the graph has a cycle.
@@ -59,89 +99,240 @@ pub fn place(
     graph: &Graph,
     nodes: &[NodeFacts],
     bandwidth: u64,
-    wishes: &[Wish],
+    known: Known<'_>,
 ) -> Result<Draft, GraphError> {
-    let rank = graph.critical_path(bandwidth)?;
+    let mut costs: Vec<Cost> = known.costs.iter().take(graph.steps.len()).cloned().collect();
+    costs.extend(graph.steps[costs.len()..].iter().map(Cost::hinted));
+    let rank = graph.longest_ways(|step| {
+        let cost = &costs[step as usize];
+        let bytes: u64 = cost.bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes));
+        cost.run_us.max(1).saturating_add(bytes.checked_div(bandwidth).unwrap_or(0))
+    })?;
     let mut order = graph.topological()?;
     // A step's rank is larger than that of any step behind it, but for switches, which cost nothing: the sort is
     // stable, so that these stay where they are.
     order.sort_by_key(|&step| core::cmp::Reverse(rank[step as usize]));
-    let mut cores: Vec<Vec<u64>> =
-        nodes.iter().map(|n| vec![0; (n.cpu_milli / 1000).clamp(1, CORES_MAX) as usize]).collect();
-    let mut draft = Draft {
-        placement: Placement {
-            nodes: nodes.len().max(1) as u16,
-            steps: vec![Place::On(HOME); graph.steps.len()],
+    let cores = |node: &NodeFacts| vec![0; (node.cpu_milli / 1000).clamp(1, CORES_MAX) as usize];
+    let mut cores: Vec<Vec<u64>> = nodes.iter().map(cores).collect();
+    cores.resize(nodes.len().max(1), vec![0]);
+    let mut planner = Planner {
+        graph,
+        costs,
+        inputs: known.inputs,
+        bandwidth,
+        links: vec![Link::default(); cores.len()],
+        copies: BTreeMap::new(),
+        draft: Draft {
+            placement: Placement {
+                nodes: cores.len() as u16,
+                steps: vec![Place::On(HOME); graph.steps.len()],
+            },
+            times_us: vec![(0, 0); graph.steps.len()],
+            moved_bytes: 0,
         },
-        times_us: vec![(0, 0); graph.steps.len()],
-        moved_bytes: 0,
+        cores,
     };
-    if nodes.len() < 2 {
-        cores.resize(1, vec![0]);
-    }
-    let hosts = shares(nodes);
+    let turns = turns(nodes);
     for step in order {
-        let wish = wishes.get(step as usize).unwrap_or(&Wish::Anywhere);
+        planner.step(step, known.wishes.get(step as usize).unwrap_or(&Wish::Anywhere), &turns);
+    }
+    Ok(planner.draft)
+}
+
+/// Until when the two directions of a node's link are taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    out_us: u64,
+    in_us: u64,
+}
+
+/// An output of a step, or an input of the run (without a step).
+type Thing = (Option<StepIndex>, u16);
+
+struct Planner<'a> {
+    graph: &'a Graph,
+    costs: Vec<Cost>,
+    inputs: &'a [u64],
+    bandwidth: u64,
+    /// When each core of each node is free.
+    cores: Vec<Vec<u64>>,
+    links: Vec<Link>,
+    /// What has been moved, and when it is there.
+    copies: BTreeMap<(Thing, NodeIndex), u64>,
+    draft: Draft,
+}
+
+impl Planner<'_> {
+    fn step(&mut self, step: StepIndex, wish: &Wish, turns: &[NodeIndex]) {
         let may = |node: NodeIndex| match wish {
             Wish::Among(nodes) => nodes.contains(&node),
             Wish::Anywhere | Wish::Together => true,
         };
-        let free = |node: usize| cores[node].iter().copied().enumerate().min_by_key(|&(core, at)| (at, core));
-        let own = &graph.steps[step as usize];
-        let run_us = if own.function().is_none() { 0 } else { own.estimate_us.max(1) };
-        let run_us = if own.function().is_some() && own.estimate_us == 0 { UNKNOWN_US } else { run_us };
-        let options = (0..cores.len()).filter(|node| may(*node as NodeIndex)).map(|node| {
-            let (ready, moved) = arrival(graph, &draft, step, node as NodeIndex, bandwidth);
-            let (core, at) = free(node).unwrap_or((0, 0));
-            let start = if run_us == 0 { ready } else { ready.max(at) };
-            (start + run_us, moved, node, core, start)
-        });
-        let Some((end, moved, node, core, start)) = options.min() else { continue };
-        if run_us > 0 {
-            cores[node][core] = end;
+        let each = self.graph.steps[step as usize].foreach.is_some();
+        let nodes = (0..self.cores.len() as NodeIndex).filter(|node| may(*node));
+        let together: Vec<_> = nodes
+            .map(|node| {
+                let (ready, moved) = self.arrive(step, node, false);
+                (self.run(step, node, ready, self.items(step), false).1, moved, node)
+            })
+            .collect();
+        let Some((end, _, lead)) = together.into_iter().min() else { return };
+        let hosts: Box<[NodeIndex]> = turns.iter().copied().filter(|host| may(*host)).collect();
+        let dealt = each && self.cores.len() > 1 && *wish != Wish::Together && !hosts.is_empty();
+        let dealt =
+            dealt && (self.costs[step as usize].items == 0 || self.deal(step, lead, &hosts, false) < end);
+        let (ready, moved) = self.arrive(step, lead, true);
+        self.draft.moved_bytes += moved;
+        if dealt {
+            self.draft.placement.steps[step as usize] = Place::Spread { lead, hosts: hosts.clone() };
+            let end = self.deal(step, lead, &hosts, true);
+            self.draft.times_us[step as usize] = (ready, end);
+        } else {
+            self.draft.placement.steps[step as usize] = Place::On(lead);
+            self.draft.times_us[step as usize] = self.run(step, lead, ready, self.items(step), true);
         }
-        draft.times_us[step as usize] = (start, end);
-        draft.moved_bytes += moved;
-        let lead = node as NodeIndex;
-        draft.placement.steps[step as usize] = match &own.foreach {
-            Some(_) if nodes.len() > 1 && *wish != Wish::Together => {
-                Place::Spread { lead, hosts: hosts.iter().copied().filter(|host| may(*host)).collect() }
-            }
-            _ => Place::On(lead),
-        };
     }
-    Ok(draft)
+
+    fn items(&self, step: StepIndex) -> u64 {
+        self.costs[step as usize].items.max(1)
+    }
+
+    /// When so many invocations of a step start and end on a node, if they may at `ready`.
+    fn run(
+        &mut self,
+        step: StepIndex,
+        node: NodeIndex,
+        ready: u64,
+        items: u64,
+        for_good: bool,
+    ) -> (u64, u64) {
+        if self.graph.steps[step as usize].function().is_none() {
+            return (ready, ready);
+        }
+        let cost = &self.costs[step as usize];
+        let cores = &mut self.cores[usize::from(node)];
+        let Some((core, free)) = cores.iter().copied().enumerate().min_by_key(|&(core, at)| (at, core))
+        else {
+            return (ready, ready);
+        };
+        let start = ready.max(free);
+        let end = start.saturating_add(cost.busy_us(items, cores.len()));
+        if for_good && items == 1 {
+            cores[core] = end;
+        } else if for_good {
+            cores.iter_mut().for_each(|at| *at = end.max(*at));
+        }
+        (start, end)
+    }
+
+    /// When a foreach's items would have ended, dealt out over `hosts`, and what they put gathered on one node.
+    fn deal(&mut self, step: StepIndex, lead: NodeIndex, hosts: &[NodeIndex], for_good: bool) -> u64 {
+        let (ready, _) = self.arrive(step, lead, false);
+        let own = &self.graph.steps[step as usize];
+        let list_bytes =
+            own.foreach.as_ref().and_then(|each| thing(&each.over)).map_or(0, |of| self.bytes(of));
+        let put_bytes: u64 = self.costs[step as usize].bytes.iter().sum();
+        let parts = hosts.len() as u64;
+        let part = |node: NodeIndex| hosts.iter().filter(|host| **host == node).count() as u64;
+        let away = parts - part(lead);
+        let there = ready + if away > 0 { HOP_US + self.carry_us(list_bytes / parts * away) } else { 0 };
+        let back_us = if away > 0 { HOP_US + self.carry_us(put_bytes / parts * away) } else { 0 };
+        if for_good {
+            let link = &mut self.links[usize::from(lead)];
+            link.out_us = link.out_us.max(there);
+            self.draft.moved_bytes += list_bytes / parts * away;
+        }
+        let mut end = ready;
+        for node in 0..self.cores.len() as NodeIndex {
+            let items = (self.items(step) * part(node)).div_ceil(parts);
+            if items > 0 {
+                let from = if node == lead { ready } else { there };
+                end = end.max(self.run(step, node, from, items, for_good).1);
+            }
+        }
+        // Whoever gathers it waits for that by itself.
+        if for_good { end } else { end + back_us }
+    }
+
+    fn carry_us(&self, bytes: u64) -> u64 {
+        bytes.checked_div(self.bandwidth).unwrap_or(0)
+    }
+
+    fn bytes(&self, (of, port): Thing) -> u64 {
+        let sizes = of.map_or(self.inputs, |step| &self.costs[step as usize].bytes);
+        sizes.get(usize::from(port)).copied().unwrap_or(0)
+    }
+
+    /// When all that `step` reads could be on `node`, and how many bytes would have to be moved there.
+    fn arrive(&mut self, step: StepIndex, node: NodeIndex, for_good: bool) -> (u64, u64) {
+        let own = &self.graph.steps[step as usize];
+        let mut ready = own.after.iter().map(|of| self.draft.times_us[*of as usize].1).max().unwrap_or(0);
+        let mut things: Vec<Thing> = Vec::new();
+        own.sources(|source| things.extend(thing(source)));
+        things.sort_unstable();
+        things.dedup();
+        // When it is there to be sent, by whom, how much, and what.
+        let mut sends: Vec<(u64, NodeIndex, u64, Thing)> = Vec::new();
+        for of in things {
+            if let Some(at) = self.copies.get(&(of, node)) {
+                ready = ready.max(*at);
+                continue;
+            }
+            let ended = of.0.map_or(0, |step| self.draft.times_us[step as usize].1);
+            let home = Place::On(HOME);
+            let place = of.0.map_or(&home, |step| &self.draft.placement.steps[step as usize]);
+            let hosts = place.hosts();
+            let mut distinct = hosts.to_vec();
+            distinct.sort_unstable();
+            distinct.dedup();
+            for host in distinct {
+                let part = hosts.iter().filter(|other| **other == host).count() as u64;
+                let bytes = self.bytes(of) / hosts.len() as u64 * part;
+                if host == node {
+                    ready = ready.max(ended);
+                } else {
+                    sends.push((ended, host, bytes, of));
+                }
+            }
+        }
+        sends.sort_unstable();
+        let mut moved = 0;
+        let mut in_us = self.links[usize::from(node)].in_us;
+        let mut out_us: BTreeMap<NodeIndex, u64> = BTreeMap::new();
+        for (ended, host, bytes, of) in sends {
+            moved += bytes;
+            let carry_us = self.carry_us(bytes);
+            let out = out_us.entry(host).or_insert(self.links[usize::from(host)].out_us);
+            let mut there = ended;
+            if carry_us > 0 {
+                there = ended.max(in_us).max(*out) + carry_us;
+                (in_us, *out) = (there, there);
+            }
+            ready = ready.max(there + HOP_US);
+            if for_good {
+                let at = self.copies.entry((of, node)).or_insert(0);
+                *at = there.saturating_add(HOP_US).max(*at);
+            }
+        }
+        if for_good {
+            self.links[usize::from(node)].in_us = in_us;
+            out_us.into_iter().for_each(|(host, at)| self.links[usize::from(host)].out_us = at);
+        }
+        (ready, moved)
+    }
 }
 
-/// When all that `step` reads could be on `node`, and how many bytes would have to be moved there.
-fn arrival(graph: &Graph, draft: &Draft, step: StepIndex, node: NodeIndex, bandwidth: u64) -> (u64, u64) {
-    let (mut ready, mut moved) = (0, 0);
-    let own = &graph.steps[step as usize];
-    own.sources(|source| {
-        let Some(of) = source.step() else {
-            // Run inputs lie at the home; constants everywhere.
-            if matches!(source, crate::graph::Source::Input(_)) && node != HOME {
-                ready = ready.max(HOP_US);
-            }
-            return;
-        };
-        let ended = draft.times_us[of as usize].1;
-        if draft.placement.of(of).lead() == node {
-            ready = ready.max(ended);
-            return;
-        }
-        let bytes = graph.steps[of as usize].outputs.iter().map(|port| port.hint_bytes).max().unwrap_or(0);
-        moved += bytes;
-        ready = ready.max(ended + HOP_US + bytes.checked_div(bandwidth).unwrap_or(0));
-    });
-    for &of in &own.after {
-        ready = ready.max(draft.times_us[of as usize].1);
+/// What a reference is to, if not to what lies everywhere.
+fn thing(source: &Source) -> Option<Thing> {
+    match *source {
+        Source::Output { step, port } | Source::Gather { step, port } => Some((Some(step), port)),
+        Source::Input(input) => Some((None, input)),
+        Source::Const(_) | Source::Item => None,
     }
-    (ready, moved)
 }
 
 /// Nodes in turn, each as often as it is larger than the smallest.
-fn shares(nodes: &[NodeFacts]) -> Box<[NodeIndex]> {
+fn turns(nodes: &[NodeFacts]) -> Box<[NodeIndex]> {
     let unit = nodes.iter().map(|node| node.cpu_milli).min().unwrap_or(0).max(1);
     let share = |node: &NodeFacts| (node.cpu_milli / unit).clamp(1, SHARE_MAX);
     let turns = (0..SHARE_MAX).flat_map(|turn| {
@@ -205,7 +396,7 @@ mod tests {
     #[test]
     fn a_chain_stays_where_its_data_is() {
         let chain = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[1], 0, 0), (&[2], 0, 0)]);
-        let draft = place(&chain, &TWO, 50, &[]).unwrap();
+        let draft = place(&chain, &TWO, 50, Known::default()).unwrap();
         assert_eq!(leads(&draft), [0, 0, 0, 0]);
         assert_eq!(draft.times_us[3], (3 * UNKNOWN_US, 4 * UNKNOWN_US));
     }
@@ -213,7 +404,7 @@ mod tests {
     #[test]
     fn branches_spread_when_that_ends_sooner() {
         let fan = graph(&[(&[], 1_000, 1_000), (&[0], 50_000, 0), (&[0], 50_000, 0), (&[1, 2], 1_000, 0)]);
-        let draft = place(&fan, &TWO, 50, &[]).unwrap();
+        let draft = place(&fan, &TWO, 50, Known::default()).unwrap();
         let nodes = leads(&draft);
         assert_ne!(nodes[1], nodes[2], "{draft:?}");
         assert!(draft.times_us[3].1 < 100_000, "{draft:?}");
@@ -222,7 +413,7 @@ mod tests {
     #[test]
     fn large_data_keeps_branches_together() {
         let fan = graph(&[(&[], 1_000, 100_000_000), (&[0], 50_000, 0), (&[0], 50_000, 0)]);
-        let draft = place(&fan, &TWO, 50, &[]).unwrap();
+        let draft = place(&fan, &TWO, 50, Known::default()).unwrap();
         assert_eq!(leads(&draft), [0, 0, 0]);
         assert_eq!(draft.moved_bytes, 0);
     }
@@ -230,15 +421,16 @@ mod tests {
     #[test]
     fn larger_nodes_get_more_turns() {
         let nodes = |cpus: &[u32]| cpus.iter().map(|&cpu_milli| NodeFacts { cpu_milli }).collect::<Vec<_>>();
-        assert_eq!(*shares(&nodes(&[2000, 4000, 1000])), [0, 1, 2, 0, 1, 1, 1]);
-        assert_eq!(*shares(&nodes(&[0, 0])), [0, 1]);
+        assert_eq!(*turns(&nodes(&[2000, 4000, 1000])), [0, 1, 2, 0, 1, 1, 1]);
+        assert_eq!(*turns(&nodes(&[0, 0])), [0, 1]);
     }
 
     #[test]
     fn wishes_bind() {
         let chain = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[1], 0, 0)]);
         let on = |node| Wish::Among(Box::new([node]));
-        let draft = place(&chain, &TWO, 50, &[on(1), Wish::Anywhere, on(0)]).unwrap();
+        let wishes = [on(1), Wish::Anywhere, on(0)];
+        let draft = place(&chain, &TWO, 50, Known { wishes: &wishes, ..Known::default() }).unwrap();
         assert_eq!(leads(&draft), [1, 1, 0]);
 
         let mut wide = graph(&[(&[], 0, 0), (&[0], 0, 0)]);
@@ -250,10 +442,53 @@ mod tests {
             tolerate: Tolerate::Count(0),
         });
         let hosts = |wish| {
-            place(&wide, &TWO, 50, &[Wish::Anywhere, wish]).unwrap().placement.steps[1].hosts().to_vec()
+            let wishes = [Wish::Anywhere, wish];
+            let known = Known { wishes: &wishes, ..Known::default() };
+            place(&wide, &TWO, 50, known).unwrap().placement.steps[1].hosts().to_vec()
         };
         assert_eq!(hosts(Wish::Anywhere), [0, 1]);
         assert_eq!(hosts(Wish::Together), [0]);
         assert_eq!(hosts(on(1)), [1]);
+    }
+
+    #[test]
+    fn a_link_carries_one_transfer_after_the_other() {
+        // Four outputs of 10 ms each on the link: by the third transfer, waiting for the one core is as good.
+        let cost = |run_us, bytes| Cost { run_us, items: 1, bytes: Box::new([bytes]) };
+        let fan = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[0], 0, 0), (&[0], 0, 0)]);
+        let costs = [cost(1_000, 500_000), cost(15_000, 0), cost(15_000, 0), cost(15_000, 0)];
+        let known = Known { costs: &costs, ..Known::default() };
+        let draft = place(&fan, &TWO, 50, known).unwrap();
+        // One copy serves all of its readers there.
+        assert_eq!(draft.moved_bytes, 500_000, "{draft:?}");
+        let chain = graph(&[(&[], 0, 0), (&[], 0, 0), (&[0, 1], 0, 0)]);
+        let costs = [cost(10_000, 2_000_000), cost(10_000, 1_000_000), cost(1_000, 0)];
+        let draft = place(&chain, &TWO, 50, Known { costs: &costs, ..Known::default() }).unwrap();
+        // Two steps side by side; the smaller output is the one that moves.
+        assert_ne!(leads(&draft)[0], leads(&draft)[1]);
+        assert_eq!((leads(&draft)[2], draft.moved_bytes), (leads(&draft)[0], 1_000_000), "{draft:?}");
+    }
+
+    #[test]
+    fn items_are_dealt_out_where_that_pays() {
+        let mut wide = graph(&[(&[], 0, 0), (&[0], 0, 0)]);
+        wide.steps[1].foreach = Some(Foreach {
+            over: Source::Output { step: 0, port: 0 },
+            json: false,
+            parallel_max: 0,
+            items_max: 0,
+            tolerate: Tolerate::Count(0),
+        });
+        let hosts = |run_us, list_bytes| {
+            let costs = [
+                Cost { run_us: 1_000, items: 1, bytes: Box::new([list_bytes]) },
+                Cost { run_us, items: 8, bytes: Box::new([8]) },
+            ];
+            let known = Known { costs: &costs, ..Known::default() };
+            place(&wide, &TWO, 50, known).unwrap().placement.steps[1].hosts().len()
+        };
+        assert_eq!(hosts(20_000, 8_000), 2, "80 ms saved, nothing to move");
+        assert_eq!(hosts(20_000, 80_000_000), 1, "80 ms saved, 800 ms of moving");
+        assert_eq!(hosts(10, 8), 1, "40 us saved, a hand-over of 200");
     }
 }

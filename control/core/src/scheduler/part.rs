@@ -58,7 +58,9 @@ impl Run {
         let mut audiences = vec![Vec::new(); steps as usize];
         let mut counted = vec![false; steps as usize];
         for step in 0..steps {
-            counted[step as usize] = self.leads(step) || (me == HOME && self.is_handed_on(step));
+            // A part is done when the home can be told all of what happened here: hosts wait for the lead's word.
+            counted[step as usize] =
+                self.leads(step) || self.hosts(step) || (me == HOME && self.is_handed_on(step));
             if self.leads(step) || self.hosts(step) {
                 let mut audience = self.audience_of(step);
                 audience.sort_unstable();

@@ -22,7 +22,7 @@
 //! **Settled.** The lead says so when nothing can take the step back any more; on a stream of ordered words that
 //! comes after all that was taken back, so a mirror may believe it.
 //!
-//! **The end.** A part whose led steps are all over says [`Word::PartDone`]; one that fails says
+//! **The end.** A part whose steps, led and hosted, are all over says [`Word::PartDone`]; one that fails says
 //! [`Word::PartFailed`], and the home tells all to [`Word::End`], hears [`Word::Gone`] from each, and
 //! says [`Word::Close`]. After a good end it says `Close` alone. The home hears nothing else of steps that it neither
 //! leads, hosts, reads nor hands on: what it is told does not grow with the graph.

@@ -14,7 +14,7 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Contenders: `dflow` (the policies of the files) comes first and is what others are compared with; those of
---start, --without and --baseline follow. Each has a node of its own; they take turns, block by block.
+--start, --without and --baseline follow. Each has nodes of its own; they take turns, block by block.
 
 Baselines, all of them control flow without warming ahead:
   same-store      on DFlow's own store
@@ -29,6 +29,7 @@ Examples:
   dflow bench workflow genome.yaml --cpus 56 --baseline same-store,cflow -n 20
   dflow bench workflow wordcount.yaml -i text=@corpus.txt --start eager,all-ready --closed 4 -n 1000
   dflow bench workflow a.yaml b.yaml --rate 20 --without cold-start,fan-in,streaming,hand-over --json r.json
+  dflow bench workflow genome.yaml --cpus 48 --nodes 3 --link 50MB --baseline cflow,faasflow,faasflow-redis,knix
   dflow bench workflow trace.json --time-scale 0.01 --size-scale 0.01 --cold --baseline cflow --svg r.svg")]
 pub(super) struct WorkflowArgs {
     /// Workflow files; more than one run side by side, in turns
@@ -63,7 +64,7 @@ pub(super) struct WorkflowArgs {
     #[arg(short = 'n', long, value_name = "RUNS", default_value_t = 1000,
           value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     runs: u32,
-    /// Runs of each workflow before anything is measured
+    /// Runs of each workflow before anything is measured, submitted to each node
     #[arg(long, value_name = "RUNS", default_value_t = 2)]
     warmups: u32,
     /// Each run finds no function process and no loaded code
@@ -84,14 +85,18 @@ pub(super) struct WorkflowArgs {
     /// Memory of each contender's object store
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_size)]
     store: u64,
-    /// The link to a remote store, in bytes a second each way
+    /// Nodes: DFlow's are one cluster, each with a share of the cores and a link of its own; imitated systems have as
+    /// many workers with those cores
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    nodes: u32,
+    /// The link of each node and to a remote store, in bytes a second each way
     #[arg(long, value_name = "SIZE", default_value = "50MB", value_parser = parse_size)]
     link: u64,
-    /// Virtual workers of imitated systems
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Virtual workers of imitated systems, for one node
+    #[arg(long, value_name = "N", default_value_t = 7, conflicts_with = "nodes", value_parser = clap::value_parser!(u32).range(1..=1000))]
     workers: u32,
-    /// Cores of each virtual worker
-    #[arg(long, value_name = "CORES", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Cores of each virtual worker, for one node
+    #[arg(long, value_name = "CORES", default_value_t = 8, conflicts_with = "nodes", value_parser = clap::value_parser!(u32).range(1..=1000))]
     worker_cpus: u32,
     /// What tasks of an imported trace do with their time
     #[arg(long, value_enum, default_value = "paper")]
@@ -203,10 +208,12 @@ fn subject(args: &WorkflowArgs, file: &Path, inputs: &[(String, Given)]) -> Resu
     let options =
         ImportOptions { mode: args.mode, externals: !args.no_externals, ..ImportOptions::default() };
     let mut workflow = open_with(file, &options)?;
-    if (args.time_scale, args.size_scale) != (1.0, 1.0)
-        && bench::scale(&mut workflow, args.time_scale, args.size_scale) == 0
-    {
-        eprintln!("warning: {}: no synthetic step, so nothing is scaled", file.display());
+    if (args.time_scale, args.size_scale) != (1.0, 1.0) {
+        let steps;
+        (workflow, steps) = bench::scale(workflow, args.time_scale, args.size_scale);
+        if steps == 0 {
+            eprintln!("warning: {}: no synthetic step, so nothing is scaled", file.display());
+        }
     }
     let has = |name: &str| workflow.inputs.iter().any(|i| i.name == name);
     let inputs = inputs.iter().filter(|(name, _)| has(name)).cloned().collect();
@@ -232,6 +239,13 @@ fn plan(args: &WorkflowArgs, subjects: Vec<Subject>) -> Plan {
         node.idle_max = node.idle_max.max(node.cpu_milli / 1000 * 8);
     }
     node.slots = args.slots.unwrap_or(node.slots).max(1);
+    let (mut workers, mut worker_cpus) = (args.workers, args.worker_cpus);
+    if args.nodes > 1 {
+        node.cpu_milli = (node.cpu_milli / args.nodes).max(1);
+        node.slots = node.slots.div_ceil(args.nodes);
+        node.idle_max = node.idle_max.div_ceil(args.nodes);
+        (workers, worker_cpus) = (args.nodes, node.cpu_milli.div_ceil(1000));
+    }
     Plan {
         subjects,
         contenders,
@@ -245,8 +259,9 @@ fn plan(args: &WorkflowArgs, subjects: Vec<Subject>) -> Plan {
         seed: args.seed,
         patience: Duration::from_secs(args.patience.max(1)),
         node,
-        workers: args.workers,
-        worker_cpus: args.worker_cpus,
+        nodes: args.nodes,
+        workers,
+        worker_cpus,
         link_bytes_per_s: args.link.max(1000),
     }
 }

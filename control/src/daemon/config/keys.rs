@@ -39,7 +39,7 @@ impl Key {
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 29] = [
+pub const KEYS: [Key; 30] = [
     Key {
         name: "name",
         value: "NAME",
@@ -88,6 +88,16 @@ pub const KEYS: [Key; 29] = [
         help: "What steps may ask for by placement: {prefer: \"label:NAME\"}, besides the node's name, separated by blanks",
         set: |s, v| put(&mut s.labels, Ok(v.split_whitespace().map(str::to_owned).collect())),
         show: |s| s.labels.join(" "),
+    },
+    Key {
+        name: "link",
+        value: "SIZE",
+        help: "What the link to each peer carries in bytes a second, such as 125MB; steps are placed by it",
+        set: |s, v| {
+            s.link_bytes_per_s = parse_size(v)?;
+            if s.link_bytes_per_s < 1_000_000 { Err("it is at least 1MB".into()) } else { Ok(()) }
+        },
+        show: |s| size(s.link_bytes_per_s),
     },
     Key {
         name: "cpus",

@@ -11,7 +11,7 @@ pub use keys::{KEYS, Key};
 pub use layer::{ConfigError, Origin};
 
 use crate::history;
-use crate::node::NodeConfig;
+use crate::node::{LINK_BYTES_PER_S, NodeConfig};
 use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
@@ -46,6 +46,8 @@ pub struct Settings {
     pub peers: Vec<Peer>,
     /// What steps may ask for when they are placed.
     pub labels: Vec<String>,
+    /// What the link to each peer carries, in bytes a second.
+    pub link_bytes_per_s: u64,
     /// Runs that may be under way at one time.
     pub runs_max: usize,
     /// How long outputs are kept after a run's end.
@@ -116,6 +118,7 @@ impl Default for Settings {
             secret_file: None,
             peers: Vec::new(),
             labels: Vec::new(),
+            link_bytes_per_s: LINK_BYTES_PER_S,
             runs_max: 10_000,
             keep: Duration::from_secs(600),
             keep_bytes: node.store_bytes / 4,

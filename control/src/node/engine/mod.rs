@@ -21,7 +21,7 @@ use super::logs::{LogLines, Logs};
 use super::pool::{PoolId, Pools};
 use super::remote::Remote;
 use super::spill::Spiller;
-use super::view::{PeerView, PoolView, Watch};
+use super::view::{PeerView, PoolView, Transfer, Watch};
 use super::watchdog::Watchdog;
 use super::{Done, NodeStats};
 use crate::workflow::Workflow;
@@ -65,6 +65,8 @@ pub(super) enum Request {
     Peer(PeerConfig),
     /// All nodes of the cluster.
     Peers { reply: Sender<Vec<PeerView>> },
+    /// Objects that have come from other nodes since this was asked for.
+    Transfers { reply: Sender<Vec<Transfer>> },
     /// Forget an opened run that could not begin, or the outputs of one that has ended.
     Forget { run: RunId },
     /// End a run.
@@ -475,6 +477,10 @@ impl Engine {
             Request::Submit(submission) => self.submit_over(submission),
             Request::Peer(peer) => self.add_peer(peer),
             Request::Peers { reply } => self.tell_peers(reply),
+            Request::Transfers { reply } => {
+                let transfers = self.cluster.as_mut().map(|cluster| cluster.take_transfers());
+                drop(reply.send(transfers.unwrap_or_default()));
+            }
             Request::Forget { run } => self.forget(run),
             Request::Cancel { run, reason } => self.events.push_back(Event::Cancel { run, reason }),
             Request::OverMemory { worker, used_bytes, limit_bytes } => {
@@ -503,6 +509,7 @@ impl Engine {
             workers,
             zygotes,
             huge_pages: self.store.arena().huge_pages().to_string(),
+            heard: self.cluster.as_ref().map(|cluster| cluster.heard).unwrap_or_default(),
         }
     }
 }

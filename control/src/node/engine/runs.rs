@@ -145,6 +145,9 @@ impl Engine {
             Ok(outputs) => Ok(outputs),
         };
         let kept = result.is_ok();
+        if kept {
+            self.learn_of(run);
+        }
         let done = self.runs.get_mut(&run).and_then(|s| s.done.take());
         let taken = done.is_some_and(|done| done(result));
         if !kept || !taken {

@@ -184,6 +184,11 @@ impl Drop for Net {
 }
 
 fn open(config: &ClusterConfig) -> Result<Box<dyn Transport>, OpenError> {
+    if let Some((lab, node)) = &config.lab {
+        let failed =
+            |error| OpenError::Os { what: "enter a network namespace", source: std::io::Error::other(error) };
+        lab.enter_thread(*node).map_err(failed)?;
+    }
     let mut wire = Config::new(&config.cluster, config.node, config.epoch, config.secret.clone());
     wire.listen = Some(config.listen);
     wire.lanes = config.lanes;

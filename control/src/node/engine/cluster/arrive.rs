@@ -9,7 +9,7 @@ use dflow_proto::ids::{Extent, ObjectKey};
 use dflow_proto::limits::{ALLOTMENT_BYTES_MAX, ALLOTMENT_BYTES_MIN, OUTPUT_PORTS_MAX, PAGE_BYTES};
 use dflow_proto::store::{Owner, Purpose, Reserve, SealError, StoreError, Ticket};
 use dflow_proto::transfer::TransferError;
-use dflow_proto::{RunId, SegmentId};
+use dflow_proto::{RunId, SegmentId, Tick};
 use dflow_shm::page::{PageNode, PageWriter, Place};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -33,6 +33,8 @@ pub(super) struct Arrival {
     attempt: u32,
     bytes: u64,
     place: Memory,
+    /// When it was first heard of.
+    began: Tick,
 }
 
 enum Memory {
@@ -206,8 +208,9 @@ impl Engine {
             Reserve::Refused(error) => return self.no_room(key, attempt, &error),
         };
         let granted = matches!(place, Memory::Granted(_));
+        let began = self.now();
         if let Some(cluster) = &mut self.cluster {
-            cluster.arrivals.insert(key, Arrival { owner, attempt, bytes, place });
+            cluster.arrivals.insert(key, Arrival { owner, attempt, bytes, place, began });
         }
         if granted {
             self.land(key);
@@ -239,7 +242,7 @@ impl Engine {
 
     /// Lets bytes land, and readers follow.
     fn land(&mut self, key: ObjectKey) {
-        let Some(Arrival { owner, attempt, bytes, place: Memory::Granted(granted) }) =
+        let Some(Arrival { owner, attempt, bytes, place: Memory::Granted(granted), .. }) =
             self.cluster.as_ref().and_then(|c| c.arrivals.get(&key))
         else {
             return;
@@ -296,9 +299,16 @@ impl Engine {
     }
 
     pub(super) fn came_whole(&mut self, key: ObjectKey, attempt: u32, size: u64) {
+        let now = self.now();
+        let source = self.runs.get(&key.run).and_then(|run| run.shared.as_ref()?.source(key));
         let Some(cluster) = &mut self.cluster else { return };
         match cluster.arrivals.remove(&key) {
-            Some(Arrival { owner, attempt: of, place: Memory::Granted(granted), .. }) if of == attempt => {
+            Some(Arrival { owner, attempt: of, place: Memory::Granted(granted), began, .. })
+                if of == attempt =>
+            {
+                if let Some(source) = source {
+                    cluster.count_transfer(source, size, now.since_us(began));
+                }
                 // Nothing lands there any more.
                 cluster.net.command(Command::Release { key });
                 self.take_in(key, owner, Extent { bytes: size, ..granted });

@@ -21,7 +21,7 @@ use crate::node::view::Watch;
 use crate::workflow::{self, Placement as Prefer, PythonModule, Runtime, StepSpec, TemplatePart, Workflow};
 use crossbeam::channel::Sender;
 use dflow_core::graph::{StartPolicy, StepKind};
-use dflow_core::placement::{HOME, NodeFacts, NodeIndex, Placement, Wish, place};
+use dflow_core::placement::{HOME, Known, NodeFacts, NodeIndex, Placement, Wish, place};
 use dflow_core::scheduler::Word;
 use dflow_dataplane::transport::NodeId;
 use dflow_proto::ids::ObjectKey;
@@ -32,8 +32,6 @@ use std::sync::Arc;
 
 /// A node must have answered by then. Milliseconds.
 const JOIN_MS_MAX: u64 = 10_000;
-/// What a link between nodes is taken to carry when steps are placed, in bytes a microsecond.
-const LINK_BYTES_PER_US: u64 = 1_000;
 /// Words that are kept for a run that has not begun here.
 const EARLY_WORDS_MAX: usize = 1 << 20;
 /// Runs of others that may wait to begin here.
@@ -97,7 +95,8 @@ impl Engine {
     /// Begins a run here alone, or asks others to take part.
     pub(in super::super) fn submit_over(&mut self, submission: Submission) {
         let run = submission.staged.run;
-        match self.spread_over(&submission.workflow, &submission.spread) {
+        let inputs: Vec<u64> = submission.staged.inputs.iter().map(|extent| extent.bytes).collect();
+        match self.spread_over(&submission.workflow, &submission.spread, &inputs) {
             Err(why) => self.cannot_spread(submission, SubmitError::Spread { why }),
             Ok(None) => self.begin_here(submission, None),
             Ok(Some((nodes, placement))) => {
@@ -138,18 +137,20 @@ impl Engine {
 
     /// The nodes of a run and what each does; `None` if all of it is to be done here.
     fn spread_over(
-        &self,
+        &mut self,
         workflow: &Workflow,
         spread: &Spread,
+        inputs: &[u64],
     ) -> Result<Option<(Vec<NodeId>, Placement)>, String> {
-        let Some(cluster) = &self.cluster else {
+        let own = self.facts();
+        let Some(cluster) = &mut self.cluster else {
             return match spread {
                 Spread::Auto | Spread::Home => Ok(None),
                 _ => Err("this node belongs to no cluster; start it as one node of several".into()),
             };
         };
         let steps = workflow.graph.steps.len();
-        let here = (cluster.config.node, self.facts());
+        let here = (cluster.config.node, own);
         let named = |name: &String| {
             if *name == cluster.config.name {
                 return Ok(here.clone());
@@ -203,7 +204,10 @@ impl Engine {
                 let facts: Vec<NodeFacts> =
                     nodes.iter().map(|(_, facts)| NodeFacts { cpu_milli: facts.cpu_milli }).collect();
                 let wishes = wishes(workflow, &nodes, |node| cluster.name(node))?;
-                let draft = place(&workflow.graph, &facts, LINK_BYTES_PER_US, &wishes);
+                let costs = cluster.experience.of(workflow);
+                let known = Known { costs, inputs, wishes: &wishes };
+                let bytes_per_us = cluster.config.link_bytes_per_s / 1_000_000;
+                let draft = place(&workflow.graph, &facts, bytes_per_us, known);
                 let placement = draft.map_err(|error| error.to_string())?.placement;
                 (nodes.into_iter().map(|(node, _)| node).collect(), placement)
             }
@@ -320,6 +324,12 @@ impl Engine {
             self.forget_shared(run);
             self.forgotten.push(run);
         }
+    }
+
+    /// A run has ended well: the next of its workflow is placed by what it took.
+    pub(in super::super) fn learn_of(&mut self, run: RunId) {
+        let (Some(state), Some(cluster)) = (self.runs.get(&run), &mut self.cluster) else { return };
+        state.watch.with_records(|records| cluster.experience.learn(&state.workflow, records));
     }
 
     /// The home's scheduler knows the run: the others may begin.

@@ -6,6 +6,7 @@
 //!
 //! | file | concern |
 //! |---|---|
+//! | `experience` | what runs have cost, for placing the next |
 //! | `join` | which nodes a run is spread over; how it begins on all of them |
 //! | `words` | what schedulers tell each other, held back until the bytes are here |
 //! | `publish` | what others fetch from here |
@@ -13,6 +14,7 @@
 //! | `tidings` | what the home's people see of other nodes |
 
 mod arrive;
+mod experience;
 mod join;
 mod publish;
 mod tidings;
@@ -24,7 +26,7 @@ pub(in crate::node) use join::Submission;
 use super::Engine;
 use crate::node::cluster::{ClusterConfig, PeerConfig};
 use crate::node::net::{Command, Facts, Message, Net, NetEvent, Returned, Returns};
-use crate::node::view::{Nodes, PeerView};
+use crate::node::view::{Heard, Nodes, PeerView, Transfer};
 use crossbeam::channel::Sender;
 use dflow_core::placement::{HOME, NodeIndex, Part, Place, Placement};
 use dflow_core::scheduler::{Event, Word};
@@ -33,12 +35,14 @@ use dflow_dataplane::transport::{NodeId, OpenError};
 use dflow_proto::ids::ObjectKey;
 use dflow_proto::{InvocationId, RunId, Tick};
 use dflow_shm::segment::Map;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Events taken from the network before function processes are looked at again.
 const EVENTS_A_TURN: usize = 1024;
+/// Transfers that are kept until somebody counts them; older ones go uncounted.
+const TRANSFERS_MAX: usize = 64 << 10;
 
 /// What the engine knows of other nodes.
 pub(super) struct Cluster {
@@ -46,6 +50,7 @@ pub(super) struct Cluster {
     pub(super) net: Net,
     returns: Arc<Returns>,
     peers: BTreeMap<NodeId, Peer>,
+    experience: experience::Experience,
     /// Runs submitted here that wait for nodes to join.
     joining: BTreeMap<RunId, join::Joining>,
     /// Runs of others that this node has joined and that have not begun.
@@ -65,6 +70,10 @@ pub(super) struct Cluster {
     late: Vec<arrive::Late>,
     /// When homes are told next what happened here.
     tidings_at: Tick,
+    /// Messages of other engines.
+    pub(super) heard: Heard,
+    /// Objects that have come, to be counted.
+    transfers: VecDeque<Transfer>,
 }
 
 /// Another node.
@@ -156,6 +165,7 @@ impl Cluster {
             net,
             returns: Returns::new(doorbell),
             peers: BTreeMap::new(),
+            experience: experience::Experience::default(),
             joining: BTreeMap::new(),
             invited: BTreeMap::new(),
             talking: BTreeSet::new(),
@@ -166,6 +176,8 @@ impl Cluster {
             arrivals: BTreeMap::new(),
             late: Vec::new(),
             tidings_at: Tick(0),
+            heard: Heard::default(),
+            transfers: VecDeque::new(),
             config,
         };
         for peer in cluster.config.peers.clone() {
@@ -207,6 +219,20 @@ impl Cluster {
             view(*node, &peer.name, peer.up, peer.facts.as_ref().unwrap_or(&Facts::default()))
         });
         [view(self.config.node, &self.config.name, true, own)].into_iter().chain(others).collect()
+    }
+
+    /// An object has come from a node, and how long after it was announced.
+    fn count_transfer(&mut self, from: NodeId, bytes: u64, us: u64) {
+        if self.transfers.len() >= TRANSFERS_MAX {
+            self.transfers.pop_front();
+        }
+        let peer = self.name(from);
+        self.transfers.push_back(Transfer { peer, bytes, us });
+    }
+
+    /// What has come since this was asked for.
+    pub(super) fn take_transfers(&mut self) -> Vec<Transfer> {
+        std::mem::take(&mut self.transfers).into()
     }
 
     /// When something must be looked at, whatever comes.
@@ -327,6 +353,13 @@ impl Engine {
     }
 
     fn message(&mut self, from: NodeId, message: Message) {
+        if let Some(cluster) = &mut self.cluster {
+            match message {
+                Message::Hello(_) => {}
+                Message::Happened { .. } => cluster.heard.tidings += 1,
+                _ => cluster.heard.words += 1,
+            }
+        }
         match message {
             Message::Hello(facts) => {
                 if let Some(peer) = self.cluster.as_mut().and_then(|c| c.peers.get_mut(&from)) {
