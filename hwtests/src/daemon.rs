@@ -6,7 +6,7 @@ use dflow_control::client::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -52,11 +52,23 @@ impl Daemon {
         args: &[&str],
         variables: &[(&str, &str)],
     ) -> Starting {
+        let mut command = Daemon::command(scene, (name, api), args);
+        command.envs(variables.iter().copied());
+        Daemon::spawn(command)
+    }
+
+    /// What starts a small node, for those who start it in a way of their own.
+    pub fn command(scene: &Scene, (name, api): (&str, &str), args: &[&str]) -> Command {
         let state = scene.path(&format!("state-{name}"));
         let mut command = scene.dflow(&["node", "--name", name, "--api", api]);
         command.args(["--store", "256MiB", "--prefault", "8MiB", "--log", "warn", "--state"]).arg(state);
-        command.args(args).envs(variables.iter().copied()).env_remove("DFLOW_SERVER");
-        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(args).env_remove("DFLOW_SERVER");
+        command
+    }
+
+    /// Starts the process of a command that is, or becomes, a node.
+    pub fn spawn(mut command: Command) -> Starting {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("dflow starts");
         let stderr = child.stderr.take().expect("piped");
         let (tell, ready) = sync_channel(1);
