@@ -11,6 +11,7 @@ use super::runs::{Bounds, Runs};
 use crate::api::{self, Api};
 use crate::history::History;
 use crate::node::Node;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,8 +47,18 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&str)) -> Result<(), DaemonError> 
     result
 }
 
+/// Connections, pipes of workers and objects of programs are files: as many are open as the system allows, and not the
+/// few that a shell's programs may have.
+fn open_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
+}
+
 async fn serve(mut loaded: Loaded, ready: impl FnOnce(&str)) -> Result<(), DaemonError> {
     let started = Instant::now();
+    open_many_files();
     // Before anything else, so that no signal finds the default action.
     let mut signals = Signals::new()?;
     let (listener, address) = listen("api", &loaded.settings.api).await?;

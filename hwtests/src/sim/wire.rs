@@ -160,7 +160,11 @@ impl World<'_> {
             self.wake_followers(at, invocation);
         }
         if let Some((id, attempt)) = withdrawn {
-            self.nodes[at].store.retain(|key, stored| key.invocation != id || stored.attempt > attempt);
+            // What was put here is the scheduler's to release, which at the end of a run it does all at once.
+            let here = usize::from(self.placement.of(id.step).host(id.item)) == at;
+            self.nodes[at]
+                .store
+                .retain(|key, stored| here || key.invocation != id || stored.attempt > attempt);
             self.unhold(at, id);
         }
     }

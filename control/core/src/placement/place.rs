@@ -1,7 +1,7 @@
 //! Choosing nodes: list scheduling by critical path, over links that carry one transfer after the other.
 //!
 //! Steps are taken in the order of their rank (the time from a step's start to the end of the run), and each
-//! goes to the node where it would end first: when its inputs are there and a core is free. What lies on the same node
+//! goes to the node where it would end first, unless all of the run would end about as soon at its home: when its inputs are there and a core is free. What lies on the same node
 //! costs nothing; what lies on another has to be moved, once for each node, and waits until the source's link and the
 //! target's have done what was given to them before. So a chain stays where its data is, and branches spread when one
 //! node has no core left for them.
@@ -23,6 +23,9 @@ const HOP_US: u64 = 200;
 const CORES_MAX: u32 = 1024;
 /// How much more of a foreach's items one node may be given than another.
 const SHARE_MAX: u32 = 64;
+/// A run is spread only if that ends it before this many hundredths of the time at its home: estimates are rough, and
+/// what crosses takes links and processors from other runs.
+const SPREAD_PERCENT_MAX: u64 = 80;
 
 /// What a node offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +93,13 @@ pub struct Draft {
     pub moved_bytes: u64,
 }
 
+impl Draft {
+    /// When the last step would end.
+    pub fn ends_us(&self) -> u64 {
+        self.times_us.iter().map(|(_, end)| *end).max().unwrap_or(0)
+    }
+}
+
 /// Places `graph` over `nodes`, the home first, whose links carry `bandwidth` bytes a microsecond each way (0: any
 /// number).
 ///
@@ -112,31 +122,25 @@ pub fn place(
     // A step's rank is larger than that of any step behind it, but for switches, which cost nothing: the sort is
     // stable, so that these stay where they are.
     order.sort_by_key(|&step| core::cmp::Reverse(rank[step as usize]));
-    let cores = |node: &NodeFacts| vec![0; (node.cpu_milli / 1000).clamp(1, CORES_MAX) as usize];
-    let mut cores: Vec<Vec<u64>> = nodes.iter().map(cores).collect();
-    cores.resize(nodes.len().max(1), vec![0]);
-    let mut planner = Planner {
-        graph,
-        costs,
-        inputs: known.inputs,
-        bandwidth,
-        links: vec![Link::default(); cores.len()],
-        copies: BTreeMap::new(),
-        draft: Draft {
-            placement: Placement {
-                nodes: cores.len() as u16,
-                steps: vec![Place::On(HOME); graph.steps.len()],
-            },
-            times_us: vec![(0, 0); graph.steps.len()],
-            moved_bytes: 0,
-        },
-        cores,
+    let over = |nodes: &[NodeFacts]| {
+        let mut planner = Planner::new(graph, &costs, known.inputs, nodes, bandwidth);
+        let turns = turns(nodes);
+        for step in &order {
+            planner.step(*step, known.wishes.get(*step as usize).unwrap_or(&Wish::Anywhere), &turns);
+        }
+        planner.draft
     };
-    let turns = turns(nodes);
-    for step in order {
-        planner.step(step, known.wishes.get(step as usize).unwrap_or(&Wish::Anywhere), &turns);
+    let spread = over(nodes);
+    let elsewhere = |wish: &Wish| matches!(wish, Wish::Among(nodes) if !nodes.contains(&HOME));
+    if nodes.len() < 2 || known.wishes.iter().any(elsewhere) {
+        return Ok(spread);
     }
-    Ok(planner.draft)
+    // Each step went where it ends first, without a look at what it costs to bring its outputs back.
+    let mut home = over(&nodes[..1]);
+    home.placement.nodes = spread.placement.nodes;
+    let known_all = costs.iter().all(|cost| cost.items > 0);
+    let pays = spread.ends_us() * 100 < home.ends_us() * SPREAD_PERCENT_MAX;
+    Ok(if known_all && !pays { home } else { spread })
 }
 
 /// Until when the two directions of a node's link are taken.
@@ -151,7 +155,7 @@ type Thing = (Option<StepIndex>, u16);
 
 struct Planner<'a> {
     graph: &'a Graph,
-    costs: Vec<Cost>,
+    costs: &'a [Cost],
     inputs: &'a [u64],
     bandwidth: u64,
     /// When each core of each node is free.
@@ -162,7 +166,31 @@ struct Planner<'a> {
     draft: Draft,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    fn new(
+        graph: &'a Graph,
+        costs: &'a [Cost],
+        inputs: &'a [u64],
+        nodes: &[NodeFacts],
+        bandwidth: u64,
+    ) -> Self {
+        let cores = |node: &NodeFacts| vec![0; (node.cpu_milli / 1000).clamp(1, CORES_MAX) as usize];
+        let mut cores: Vec<Vec<u64>> = nodes.iter().map(cores).collect();
+        cores.resize(nodes.len().max(1), vec![0]);
+        let placement =
+            Placement { nodes: cores.len() as u16, steps: vec![Place::On(HOME); graph.steps.len()] };
+        Planner {
+            graph,
+            costs,
+            inputs,
+            bandwidth,
+            links: vec![Link::default(); cores.len()],
+            copies: BTreeMap::new(),
+            draft: Draft { placement, times_us: vec![(0, 0); graph.steps.len()], moved_bytes: 0 },
+            cores,
+        }
+    }
+
     fn step(&mut self, step: StepIndex, wish: &Wish, turns: &[NodeIndex]) {
         let may = |node: NodeIndex| match wish {
             Wish::Among(nodes) => nodes.contains(&node),
@@ -452,6 +480,20 @@ mod tests {
     }
 
     #[test]
+    fn what_would_have_to_come_back_stays() {
+        // Each branch would end sooner elsewhere, and the join would then wait for its output to come back.
+        let graph = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[0], 0, 0), (&[1, 2], 0, 0)]);
+        let cost = |run_us, bytes| Cost { run_us, items: 1, bytes: Box::new([bytes]) };
+        let costs = [cost(1_000, 500_000), cost(12_000, 1_500_000), cost(12_000, 1_500_000), cost(1_000, 0)];
+        let place = |bandwidth| {
+            let known = Known { costs: &costs, ..Known::default() };
+            leads(&place(&graph, &TWO, bandwidth, known).unwrap())
+        };
+        assert_eq!(place(50), [0, 0, 0, 0], "26 ms, instead of 1 + 12 + 30 + 1");
+        assert_ne!(place(5_000)[1], place(5_000)[2]);
+    }
+
+    #[test]
     fn a_link_carries_one_transfer_after_the_other() {
         // Four outputs of 10 ms each on the link: by the third transfer, waiting for the one core is as good.
         let cost = |run_us, bytes| Cost { run_us, items: 1, bytes: Box::new([bytes]) };
@@ -462,7 +504,7 @@ mod tests {
         // One copy serves all of its readers there.
         assert_eq!(draft.moved_bytes, 500_000, "{draft:?}");
         let chain = graph(&[(&[], 0, 0), (&[], 0, 0), (&[0, 1], 0, 0)]);
-        let costs = [cost(10_000, 2_000_000), cost(10_000, 1_000_000), cost(1_000, 0)];
+        let costs = [cost(50_000, 2_000_000), cost(50_000, 1_000_000), cost(1_000, 0)];
         let draft = place(&chain, &TWO, 50, Known { costs: &costs, ..Known::default() }).unwrap();
         // Two steps side by side; the smaller output is the one that moves.
         assert_ne!(leads(&draft)[0], leads(&draft)[1]);

@@ -326,14 +326,25 @@ impl Pools {
 
     /// The pool cannot make workers: all that waits for one fails with `message`.
     fn break_pool(&mut self, id: PoolId, message: String) {
+        self.drop_promised(id);
         let pool = &mut self.pools[id.0 as usize];
-        pool.alive -= pool.coming;
-        pool.coming = 0;
         let broken = ZygoteState::Broken { message: message.clone(), until: self.now.after_ms(BROKEN_MS) };
         if let ZygoteState::Loading { zygote, .. } = std::mem::replace(&mut pool.zygote, broken) {
             zygote.kill(&self.logs);
         }
         self.fail_queue(id, &message);
+    }
+
+    /// Workers that were to be forked will not be; those that are being forked are buried one by one. How many that
+    /// were.
+    fn drop_promised(&mut self, id: PoolId) -> u32 {
+        let forking = |w: &&Worker| w.pool == id && w.state == State::Forking;
+        let forking = self.workers.values().filter(forking).count() as u32;
+        let pool = &mut self.pools[id.0 as usize];
+        let promised = pool.coming.saturating_sub(forking);
+        pool.alive -= promised;
+        pool.coming -= promised;
+        promised
     }
 
     fn fail_queue(&mut self, id: PoolId, message: &str) {
@@ -516,17 +527,18 @@ impl Pools {
         let pool = &mut self.pools[id.0 as usize];
         pool.deaths += 1;
         let old = std::mem::replace(&mut pool.zygote, ZygoteState::None);
-        let coming = if let ZygoteState::Loading { .. } = old { std::mem::take(&mut pool.coming) } else { 0 };
-        pool.alive -= coming;
+        let loading = matches!(old, ZygoteState::Loading { .. });
+        let promised = if loading { self.drop_promised(id) } else { 0 };
         let words = match old {
             ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote) => {
                 zygote.last_words(&self.logs)
             }
             ZygoteState::None | ZygoteState::Broken { .. } => String::new(),
         };
+        let pool = &self.pools[id.0 as usize];
         let name = &pool.spec.name;
         tracing::warn!(function = name, why, "fork server gone");
-        let give_up = pool.deaths >= ZYGOTE_DEATHS_MAX || coming > 0;
+        let give_up = pool.deaths >= ZYGOTE_DEATHS_MAX || promised > 0;
         let message = format!(
             "the fork server of function {name} died ({why}){}{words}",
             if words.is_empty() { "" } else { ": " }
