@@ -150,6 +150,7 @@ impl<T: Transport> Node<T> {
             }
             Event::Message { connection, bytes } => {
                 of(&connection, &self.disconnected);
+                assert!(self.connected.contains_key(&connection), "law 9: {connection:?} had not begun");
                 self.messages.push((connection, bytes));
             }
             Event::Completed(completion) => {

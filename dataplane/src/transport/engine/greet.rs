@@ -139,7 +139,10 @@ impl<S: Streams> Engine<S> {
         c.deadline = Tick(u64::MAX);
         let (node, epoch) = c.peer().expect("agreed before its lanes join");
         let dialled = c.dialled.is_some();
-        self.found.push_back(Event::Connected { connection: ConnectionId(key), node, epoch, dialled });
+        let connection = ConnectionId(key);
+        self.found.push_back(Event::Connected { connection, node, epoch, dialled });
+        let early = std::mem::take(&mut c.early);
+        self.found.extend(early.into_iter().map(|bytes| Event::Message { connection, bytes }));
         self.note_deadline(ping);
     }
 }

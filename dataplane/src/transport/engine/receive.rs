@@ -254,6 +254,10 @@ impl<S: Streams> Engine<S> {
                 if c.taken > credit {
                     return Err(Broken::Misbehaved("more messages than it had credit for"));
                 }
+                if !c.open {
+                    c.early.push(bytes.to_vec());
+                    return Ok(());
+                }
                 if c.taken >= credit / 2 {
                     Frame::Credit { bytes: c.taken }.encode(&mut c.urgent);
                     c.taken = 0;
