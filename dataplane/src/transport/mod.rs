@@ -312,6 +312,7 @@ pub struct Stats {
     pub misbehaved: u64,
     /// Times that RDMA to a peer broke and streams took over.
     pub downgrades: u64,
-    /// Segments registered with a card, each once as long as the card is there.
+    /// Times that memory was registered with a card: each segment, the buffers for messages and the page for probes,
+    /// once as long as the card is there.
     pub registrations: u64,
 }
