@@ -5,6 +5,8 @@
 
 pub mod faults;
 pub mod forbid;
+#[cfg(feature = "rdma")]
+pub mod forge;
 pub mod laws;
 pub mod raw;
 pub mod worlds;
