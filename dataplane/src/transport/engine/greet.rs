@@ -143,6 +143,8 @@ impl<S: Streams> Engine<S> {
         self.found.push_back(Event::Connected { connection, node, epoch, dialled });
         let early = std::mem::take(&mut c.early);
         self.found.extend(early.into_iter().map(|bytes| Event::Message { connection, bytes }));
+        // The peer may have spent what it had, and waits.
+        self.give_credit(key);
         self.note_deadline(ping);
     }
 }

@@ -258,12 +258,8 @@ impl<S: Streams> Engine<S> {
                     c.early.push(bytes.to_vec());
                     return Ok(());
                 }
-                if c.taken >= credit / 2 {
-                    Frame::Credit { bytes: c.taken }.encode(&mut c.urgent);
-                    c.taken = 0;
-                    self.mark(key);
-                }
                 self.found.push_back(Event::Message { connection: ConnectionId(key), bytes: bytes.to_vec() });
+                self.give_credit(key);
             }
             Frame::Credit { bytes } => {
                 let c = self.connections.get_mut(key).expect("its stream is alive");
@@ -292,6 +288,17 @@ impl<S: Streams> Engine<S> {
             }
         }
         Ok(())
+    }
+
+    /// Lets the peer send as much again as the application was handed, once that is worth a frame.
+    pub(super) fn give_credit(&mut self, key: u64) {
+        let Some(c) = self.connections.get_mut(key) else { return };
+        let credit = c.agreed.map_or(0, |agreed| u64::from(agreed.message_credit_bytes));
+        if c.taken > 0 && c.taken >= credit / 2 {
+            Frame::Credit { bytes: c.taken }.encode(&mut c.urgent);
+            c.taken = 0;
+            self.mark(key);
+        }
     }
 
     /// Checks that `header` answers a read that was asked for there. Whether its lease is still waiting.
