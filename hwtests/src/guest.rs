@@ -37,8 +37,11 @@ pub fn place(name: &str, nodes: u32) -> Place {
         [test.to_str().expect("a path in UTF-8"), name, "--exact", "--nocapture", "--test-threads=1"];
     match run_in_guest(nodes, &command) {
         (Some(0), output) => {
+            // The harness begins its first line, which it has not ended when the test speaks.
+            let begun = format!("test {name} ... ");
             output
                 .lines()
+                .map(|line| line.strip_prefix(&begun).unwrap_or(line))
                 .filter(|line| line.starts_with("SKIP") || line.starts_with("rdma:"))
                 .for_each(|line| println!("{line}"));
             assert!(output.contains("1 passed"), "{name} did not run in the guest:\n{output}");
@@ -50,6 +53,19 @@ pub fn place(name: &str, nodes: u32) -> Place {
         }
         (status, output) => panic!("{name} in the guest ended with {status:?}:\n{output}"),
     }
+}
+
+/// The card's own count of something, as `rdma statistic` names it. Soft-RoCE counts packets and refusals.
+///
+/// # Panics
+/// If the card does not count it.
+pub fn card_counter(device: &str, name: &str) -> u64 {
+    let output = Command::new("rdma")
+        .args(["-j", "statistic", "show", "link", &format!("{device}/1")])
+        .output()
+        .expect("iproute2 has `rdma`");
+    let counters: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it answers in JSON");
+    counters[0][name].as_u64().unwrap_or_else(|| panic!("{device} does not count {name}: {counters}"))
 }
 
 /// Runs a command in a guest; its exit status, and its stdout and stderr.

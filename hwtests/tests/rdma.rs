@@ -24,6 +24,7 @@ fn all_laws<W: World>(world: impl Fn() -> W) {
         laws::both_ways,
         laws::ten_thousand_reads,
         laws::messages_in_order,
+        laws::a_greeting_is_heard,
         laws::full_is_pressure,
         laws::regions_are_checked,
         laws::strangers_are_refused,

@@ -66,6 +66,7 @@ law!(
     laws::both_ways,
     laws::ten_thousand_reads,
     laws::messages_in_order,
+    laws::a_greeting_is_heard,
     laws::full_is_pressure,
     laws::regions_are_checked,
     laws::strangers_are_refused,
@@ -142,6 +143,7 @@ fn without_io_uring_plain_sockets_are_chosen() {
     assert!(open(config(), Backend::Uring).is_err(), "what was asked for by name is not replaced");
     laws::reads_bring_the_bytes(OnChosen);
     laws::messages_in_order(OnChosen);
+    laws::a_greeting_is_heard(OnChosen);
     faults::severed_anywhere(OnChosen);
 }
 

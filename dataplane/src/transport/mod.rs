@@ -19,8 +19,8 @@
 //! 6. **Epochs.** A stale epoch is refused: of a region by its owner, of a node by its peers.
 //! 7. **Deadlines.** Every operation and every connection attempt has one, and ends by it.
 //! 8. **Blame.** A peer's misbehaviour ends that connection and nothing else.
-//! 9. **The end.** [`Event::Disconnected`] is the last that is heard of a connection; it follows the completions
-//!    of all its operations.
+//! 9. **Beginning and end.** [`Event::Connected`] is the first that is heard of a connection that opens,
+//!    [`Event::Disconnected`] the last; it follows the completions of all its operations.
 //!
 //! # Backends
 //!
@@ -312,6 +312,7 @@ pub struct Stats {
     pub misbehaved: u64,
     /// Times that RDMA to a peer broke and streams took over.
     pub downgrades: u64,
-    /// Segments registered with a card, each once as long as the card is there.
+    /// Times that memory was registered with a card: each segment, the buffers for messages and the page for probes,
+    /// once as long as the card is there.
     pub registrations: u64,
 }

@@ -90,6 +90,27 @@ pub fn messages_in_order<W: World>(world: W) {
     }
 }
 
+/// Whoever speaks as soon as it is connected is heard, after the connection itself, and however much it says.
+pub fn a_greeting_is_heard<W: World>(world: W) {
+    let mut bed = Bed::new(world, 2, |config| (config.lanes, config.message_credit_bytes) = (4, 128 << 10));
+    let address = bed.nodes[1].transport.address().expect("all nodes listen");
+    let words: Vec<Vec<u8>> = (0..8_u8).map(|word| vec![word; 50_000]).collect();
+    for round in 0..10 {
+        let deadline = bed.nodes[0].in_ms(20_000);
+        let connection = bed.nodes[0].transport.connect(address, None, deadline);
+        bed.until("the other end is connected", |bed| bed.nodes[1].connected.len() > round);
+        let back = *bed.nodes[1].connected.keys().next_back().expect("connected");
+        for word in &words {
+            bed.nodes[1].send(back, word.clone());
+        }
+        bed.until("it is heard", |bed| bed.nodes[0].messages.len() == words.len());
+        for (heard, word) in std::mem::take(&mut bed.nodes[0].messages).iter().zip(&words) {
+            assert!(heard.0 == connection && heard.1 == *word, "in order, and whole");
+        }
+        assert!(bed.settle(1).iter().all(|completion| completion.result.is_ok()));
+    }
+}
+
 /// A full transport gives operations back, and takes them later.
 pub fn full_is_pressure<W: World>(world: W) {
     let mut bed = Bed::new(world, 2, |config| config.ops_max = 8);

@@ -5,6 +5,8 @@
 
 pub mod faults;
 pub mod forbid;
+#[cfg(feature = "rdma")]
+pub mod forge;
 pub mod laws;
 pub mod raw;
 pub mod worlds;
@@ -150,6 +152,7 @@ impl<T: Transport> Node<T> {
             }
             Event::Message { connection, bytes } => {
                 of(&connection, &self.disconnected);
+                assert!(self.connected.contains_key(&connection), "law 9: {connection:?} had not begun");
                 self.messages.push((connection, bytes));
             }
             Event::Completed(completion) => {

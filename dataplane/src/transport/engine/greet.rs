@@ -139,7 +139,12 @@ impl<S: Streams> Engine<S> {
         c.deadline = Tick(u64::MAX);
         let (node, epoch) = c.peer().expect("agreed before its lanes join");
         let dialled = c.dialled.is_some();
-        self.found.push_back(Event::Connected { connection: ConnectionId(key), node, epoch, dialled });
+        let connection = ConnectionId(key);
+        self.found.push_back(Event::Connected { connection, node, epoch, dialled });
+        let early = std::mem::take(&mut c.early);
+        self.found.extend(early.into_iter().map(|bytes| Event::Message { connection, bytes }));
+        // The peer may have spent what it had, and waits.
+        self.give_credit(key);
         self.note_deadline(ping);
     }
 }

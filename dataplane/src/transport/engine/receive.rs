@@ -254,12 +254,12 @@ impl<S: Streams> Engine<S> {
                 if c.taken > credit {
                     return Err(Broken::Misbehaved("more messages than it had credit for"));
                 }
-                if c.taken >= credit / 2 {
-                    Frame::Credit { bytes: c.taken }.encode(&mut c.urgent);
-                    c.taken = 0;
-                    self.mark(key);
+                if !c.open {
+                    c.early.push(bytes.to_vec());
+                    return Ok(());
                 }
                 self.found.push_back(Event::Message { connection: ConnectionId(key), bytes: bytes.to_vec() });
+                self.give_credit(key);
             }
             Frame::Credit { bytes } => {
                 let c = self.connections.get_mut(key).expect("its stream is alive");
@@ -288,6 +288,17 @@ impl<S: Streams> Engine<S> {
             }
         }
         Ok(())
+    }
+
+    /// Lets the peer send as much again as the application was handed, once that is worth a frame.
+    pub(super) fn give_credit(&mut self, key: u64) {
+        let Some(c) = self.connections.get_mut(key) else { return };
+        let credit = c.agreed.map_or(0, |agreed| u64::from(agreed.message_credit_bytes));
+        if c.taken > 0 && c.taken >= credit / 2 {
+            Frame::Credit { bytes: c.taken }.encode(&mut c.urgent);
+            c.taken = 0;
+            self.mark(key);
+        }
     }
 
     /// Checks that `header` answers a read that was asked for there. Whether its lease is still waiting.

@@ -55,6 +55,8 @@ pub(super) struct Connection {
     pub(super) credit: u64,
     /// Bytes of messages taken since the last credit was given.
     pub(super) taken: u64,
+    /// Messages that came before all lanes had joined: the peer may have seen that first. At most what it has credit for.
+    pub(super) early: Vec<Vec<u8>>,
     /// Encoded frames that go before everything else.
     pub(super) urgent: Vec<u8>,
     /// Small reads of the peer to be answered.
@@ -113,6 +115,7 @@ impl Connection {
             asked: 0,
             credit: 0,
             taken: 0,
+            early: Vec::new(),
             urgent: Vec::new(),
             answers: VecDeque::new(),
             serving: 0,

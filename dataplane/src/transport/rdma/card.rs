@@ -21,6 +21,7 @@ use rdma_sys::{
     ibv_recv_wr, ibv_sge, ibv_srq, ibv_srq_init_attr, ibv_wc, ibv_wc_status,
 };
 use std::alloc::Layout;
+use std::cell::Cell;
 use std::ffi::{CStr, c_int, c_uint};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -34,8 +35,9 @@ const RECEIVES: usize = 256;
 pub(super) const SLOTS: usize = 128;
 /// Completions that may wait to be taken.
 const COMPLETIONS_MAX: c_int = 16 << 10;
-/// Work requests that a queue pair holds.
-pub(super) const QUEUE_DEPTH: usize = 64;
+/// Work requests that a queue pair holds. Drivers round up to a power of two, some after they have added the one place
+/// that a ring leaves free: Soft-RoCE takes 36 KiB for 63, and 68 KiB for 64.
+pub(super) const QUEUE_DEPTH: usize = 63;
 /// Reads a queue pair has on the wire at a time, and answers at a time.
 const READS_MAX: c_int = 16;
 /// The page size that buffers are aligned to.
@@ -52,6 +54,8 @@ pub(super) struct Shared {
     channel: *mut ibv_comp_channel,
     pub(super) cq: *mut ibv_cq,
     pub(super) srq: *mut ibv_srq,
+    /// How often memory was registered, where whoever opened the card counts it.
+    registrations: Rc<Cell<u64>>,
 }
 
 impl Drop for Shared {
@@ -132,6 +136,7 @@ impl Registration {
         if mr.is_null() {
             return Err(CardError::register(bytes as u64, last_error()));
         }
+        shared.registrations.set(shared.registrations.get() + 1);
         Ok(Registration { shared: shared.clone(), mr, covered: Some(covered) })
     }
 
@@ -240,8 +245,13 @@ pub(super) struct Card {
 }
 
 impl Card {
-    /// Opens what was chosen. `probe_bytes` is what peers must find.
-    pub(super) fn open(choice: &Choice, probe_bytes: [u8; PROBE_BYTES]) -> Result<Card, CardError> {
+    /// Opens what was chosen. `probe_bytes` is what peers must find; `registrations` counts each time that memory is
+    /// registered.
+    pub(super) fn open(
+        choice: &Choice,
+        probe_bytes: [u8; PROBE_BYTES],
+        registrations: &Rc<Cell<u64>>,
+    ) -> Result<Card, CardError> {
         let mut opened = None;
         for_each_device(|library, device, name| {
             if name == choice.device {
@@ -257,7 +267,9 @@ impl Card {
             return Err(fail("open the card", error));
         }
         let null = (null_mut(), null_mut(), null_mut(), null_mut());
-        let mut shared = Shared { library, context, pd: null.0, channel: null.1, cq: null.2, srq: null.3 };
+        let registrations = registrations.clone();
+        let mut shared =
+            Shared { library, context, pd: null.0, channel: null.1, cq: null.2, srq: null.3, registrations };
         // SAFETY: the context is open; everything is checked for NULL before it is used, and freed by `Shared`.
         let (limits, depth) = unsafe {
             let mut attr: ibv_device_attr = std::mem::zeroed();

@@ -256,8 +256,9 @@ impl<S: Streams> Rdma<S> {
         let listen = self.config.listen.map(|address| address.ip());
         let card = look(listen, self.config.rdma_device.as_deref());
         let probe_bytes = self.engine.random();
-        let outcome =
-            card.and_then(|choice| Card::open(&choice, probe_bytes)).map_err(|error| error.to_string());
+        let outcome = card
+            .and_then(|choice| Card::open(&choice, probe_bytes, &self.registrations))
+            .map_err(|error| error.to_string());
         let outcome = outcome.and_then(|card| {
             let choice = card.choice.to_string();
             self.adopt(card).map_err(|error| error.to_string())?;

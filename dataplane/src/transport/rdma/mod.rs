@@ -51,9 +51,11 @@ use dflow_shm::segment::Map;
 use discover::{Choice, Device};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use state::{Local, Operation, Peer};
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,7 +79,7 @@ pub fn look(listen: Option<IpAddr>, wish: Option<&str>) -> Result<Choice, CardEr
 
 /// Opens `choice` and registers `map` with it, as a node does at its start; answers how long that took.
 pub fn try_out(choice: &Choice, map: &Arc<Map>) -> Result<Duration, CardError> {
-    let card = Card::open(choice, [0; 32])?;
+    let card = Card::open(choice, [0; 32], &Rc::default())?;
     let begin = Instant::now();
     card.register(map)?;
     Ok(begin.elapsed())
@@ -118,6 +120,8 @@ pub struct Rdma<S: Streams> {
     /// Smoothed length of the waits that a completion ended, in microseconds. `None` where spinning cannot pay.
     wait_us: Option<u64>,
     stats: Stats,
+    /// How often memory was registered with a card.
+    registrations: Rc<Cell<u64>>,
 }
 
 impl<S: Streams> Rdma<S> {
@@ -126,7 +130,8 @@ impl<S: Streams> Rdma<S> {
         config.offers |= capability::RDMA;
         let os = |what| move |source: rustix::io::Errno| OpenError::Os { what, source: source.into() };
         let mut engine = Engine::new(streams, config.clone())?;
-        let card = Card::open(choice, engine.random())?;
+        let registrations = Rc::default();
+        let card = Card::open(choice, engine.random(), &registrations)?;
         let news = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll"))?;
         let copy = rustix::io::fcntl_dupfd_cloexec(&news, 3).map_err(os("copy a descriptor"))?;
         engine.watch(copy)?;
@@ -167,6 +172,7 @@ impl<S: Streams> Rdma<S> {
             heard: Vec::new(),
             wait_us: (!alone).then_some(0),
             stats: Stats::default(),
+            registrations,
         };
         rdma.adopt(card).map_err(|source| OpenError::Os { what: "watch the card", source })?;
         Ok(rdma)
@@ -179,11 +185,16 @@ impl<S: Streams> Rdma<S> {
         }
         for local in self.regions.values_mut() {
             local.memory = register(&card, &local.map);
-            self.stats.registrations += u64::from(local.memory.is_some());
         }
         self.armed = false;
         self.card = Some(card);
         Ok(())
+    }
+
+    /// Bytes of this process that RDMA takes for one connection, beside what all share; without what the card's driver
+    /// keeps for its queue pair.
+    pub fn link_bytes(&self, connection: ConnectionId) -> Option<usize> {
+        self.peers.get(&connection).map(Peer::bytes)
     }
 
     fn note_deadline(&mut self, at: Tick) {
@@ -256,7 +267,6 @@ impl<S: Streams> Transport for Rdma<S> {
     fn register(&mut self, map: &Arc<Map>) -> Region {
         let region = self.engine.register(map);
         let memory = self.card.as_ref().and_then(|card| register(card, map));
-        self.stats.registrations += u64::from(memory.is_some());
         let id = (region.id, region.generation);
         self.by_segment.insert(map.segment(), id);
         self.regions.insert(id, Local { region, map: map.clone(), memory });
@@ -387,6 +397,7 @@ impl<S: Streams> Transport for Rdma<S> {
             connections: below.connections,
             served_bytes: below.served_bytes,
             misbehaved: below.misbehaved,
+            registrations: self.registrations.get(),
             ..self.stats
         }
     }

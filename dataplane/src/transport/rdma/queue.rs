@@ -172,6 +172,16 @@ impl QueuePair {
         self.modify(&mut attr, mask).map_err(|source| CardError::Os { what: "start a queue pair", source })
     }
 
+    /// Bytes of this process that it takes beside its own: its work, with messages kept to be sent again. What the
+    /// driver maps for it is the driver's.
+    pub(super) fn bytes(&self) -> usize {
+        let messages = self.posted.iter().map(|work| match work {
+            Work::Send { message, .. } => message.capacity(),
+            Work::Read { .. } | Work::Probe { .. } => 0,
+        });
+        self.posted.capacity() * size_of::<Work>() + messages.sum::<usize>()
+    }
+
     /// Work not reported yet.
     pub(super) fn posted(&self) -> usize {
         self.posted.len()

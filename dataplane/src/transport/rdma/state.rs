@@ -93,6 +93,15 @@ impl Peer {
             why: String::new(),
         }
     }
+
+    /// Bytes that it takes, with what it holds.
+    pub(super) fn bytes(&self) -> usize {
+        let waiting = (self.small.capacity() + self.bulk.capacity()) * size_of::<u64>();
+        let keys = self.keys.len() * size_of::<((u32, u32), Key)>();
+        let unsaid: usize = self.unsaid.iter().map(Vec::capacity).sum();
+        let queue = self.queue.as_ref().map_or(0, QueuePair::bytes);
+        size_of::<Peer>() + waiting + keys + unsaid + self.early_bytes + queue + self.why.capacity()
+    }
 }
 
 /// What carries an operation at the moment.
