@@ -26,8 +26,17 @@ pub fn is_guest() -> bool {
 ///
 /// # Panics
 /// If the test fails in the guest; with its output.
-#[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 pub fn place(name: &str, nodes: u32) -> Place {
+    place_with_cards(name, nodes, 1)
+}
+
+/// The same, where each node of the guest has so many cards. A card of this machine will do, too: the test must look how
+/// many there are.
+///
+/// # Panics
+/// As [`place`].
+#[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
+pub fn place_with_cards(name: &str, nodes: u32, cards: u32) -> Place {
     match look(None, None) {
         Ok(choice) => return Place::Here(choice),
         Err(why) => assert!(!is_guest(), "the guest has no card: {why}"),
@@ -35,7 +44,7 @@ pub fn place(name: &str, nodes: u32) -> Place {
     let test = std::env::current_exe().expect("the path of this test");
     let command =
         [test.to_str().expect("a path in UTF-8"), name, "--exact", "--nocapture", "--test-threads=1"];
-    match run_in_guest(nodes, &command) {
+    match run_in_guest(nodes, cards, &command) {
         (Some(0), output) => {
             // The harness begins its first line, which it has not ended when the test speaks.
             let begun = format!("test {name} ... ");
@@ -68,14 +77,14 @@ pub fn card_counter(device: &str, name: &str) -> u64 {
     counters[0][name].as_u64().unwrap_or_else(|| panic!("{device} does not count {name}: {counters}"))
 }
 
-/// Runs a command in a guest; its exit status, and its stdout and stderr.
-pub fn run_in_guest(nodes: u32, command: &[&str]) -> (Option<i32>, String) {
+/// Runs a command in a guest of so many nodes, with so many cards each; its exit status, and its stdout and stderr.
+pub fn run_in_guest(nodes: u32, cards: u32, command: &[&str]) -> (Option<i32>, String) {
     // One guest at a time: two would starve each other on a small machine.
     static GUEST: Mutex<()> = Mutex::new(());
     let _alone = GUEST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let run = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/run");
     let output = Command::new(run)
-        .args(["--nodes", &nodes.to_string(), "--timeout", "300", "--"])
+        .args(["--nodes", &nodes.to_string(), "--cards", &cards.to_string(), "--timeout", "300", "--"])
         .args(command)
         .env("RUST_BACKTRACE", "0")
         .output()

@@ -18,7 +18,7 @@ pub const ROLE: &str = "DFLOW_TEST_RDMA_ROLE";
 pub const OWNER: NodeId = NodeId(2);
 /// How much of it.
 pub const BYTES: u64 = 32 << 20;
-/// In reads of this length.
+/// In reads of this length, if the reader is told no other.
 pub const PIECE: u64 = 1 << 20;
 /// Where the owner listens: node 1 of the guest.
 const ADDRESS: &str = "10.77.0.2:7711";
@@ -93,6 +93,8 @@ pub struct Reader {
     /// To the owner.
     pub connection: ConnectionId,
     region: Region,
+    /// The length of its reads.
+    pub piece: u64,
     /// What has been read since the reads began.
     pub completions: Vec<Completion>,
     /// The connection has ended.
@@ -122,6 +124,7 @@ impl Reader {
             map,
             connection: ConnectionId(0),
             region: Region { id: 0, generation: 0, epoch: Epoch(1), bytes: BYTES },
+            piece: PIECE,
             completions: Vec::new(),
             ended: true,
             gap: Duration::ZERO,
@@ -168,10 +171,10 @@ impl Reader {
     pub fn start_reads(&mut self) {
         self.completions.clear();
         (self.gap, self.moved) = (Duration::ZERO, Instant::now());
-        for offset in (0..BYTES).step_by(PIECE as usize) {
-            let extent = Extent { segment: self.map.segment(), offset, bytes: PIECE };
+        for offset in (0..BYTES).step_by(self.piece as usize) {
+            let extent = Extent { segment: self.map.segment(), offset, bytes: self.piece };
             let into = Lease::of(&self.map, extent).expect("inside");
-            into.copy_in(0, &vec![0xEE; PIECE as usize]);
+            into.copy_in(0, &vec![0xEE; self.piece as usize]);
             let deadline = self.transport.now().after_ms(60_000);
             let op = Op::Read {
                 connection: self.connection,
@@ -197,15 +200,15 @@ impl Reader {
     /// Reads everything while `fault` happens in between; all must arrive. Bytes by RDMA and by streams.
     pub fn read_through(&mut self, what: &str, fault: impl FnOnce() -> Option<Child>) -> (u64, u64) {
         let before = self.transport.path(self.connection).expect("connected");
-        let reads = (BYTES / PIECE) as usize;
+        let reads = (BYTES / self.piece) as usize;
         self.start_reads();
-        self.until_completed(3);
+        self.until_completed(3.min(reads - 1));
         let child = fault();
         self.until_completed(reads);
         for completion in &self.completions {
             assert_eq!(completion.result, Ok(()), "{what}");
             let lease = completion.lease.as_ref().expect("a read has a lease");
-            assert_bytes(lease, OWNER, completion.tag, PIECE as usize);
+            assert_bytes(lease, OWNER, completion.tag, self.piece as usize);
         }
         let after = self.transport.path(self.connection).expect("connected");
         let (card, streams) =

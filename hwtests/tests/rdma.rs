@@ -5,7 +5,7 @@ use dflow_dataplane::transport::faulty::Faults;
 use dflow_dataplane::transport::uring::Probe;
 use dflow_hwtests::conformance::worlds::{Failing, OnRdma, OnRdmaAndUring};
 use dflow_hwtests::conformance::{World, faults, laws};
-use dflow_hwtests::guest::{Place, place};
+use dflow_hwtests::guest::{Place, place, place_with_cards};
 
 /// All laws, one after the other, so that one guest serves them all.
 macro_rules! laws {
@@ -75,4 +75,14 @@ fn a_storm_over_rdma() {
             faults::a_storm_is_survived(Failing(OnRdma(choice.clone()), Faults::storm(seed)));
         }
     }
+}
+
+#[test]
+fn the_laws_hold_over_two_cards() {
+    let Place::Here(choice) = place_with_cards("the_laws_hold_over_two_cards", 1, 2) else { return };
+    if choice.ports.len() < 2 {
+        return println!("SKIP rdma over two cards: there is one: {choice}");
+    }
+    all_laws(|| OnRdma(choice.clone()));
+    faults::a_storm_is_survived(Failing(OnRdma(choice.clone()), Faults::storm(3)));
 }

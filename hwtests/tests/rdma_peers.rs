@@ -11,7 +11,7 @@ use dflow_dataplane::transport::{Completion, ConnectionId, Epoch, NodeId, Op, Op
 use dflow_hwtests::conformance::forge::{Forge, Forged, Said};
 use dflow_hwtests::conformance::worlds::OnRdma;
 use dflow_hwtests::conformance::{Bed, assert_read};
-use dflow_hwtests::guest::{Place, card_counter, is_guest, place};
+use dflow_hwtests::guest::{Place, card_counter, is_guest, place, place_with_cards};
 use dflow_proto::wire::ErrorCode;
 use dflow_proto::wire::pairing::{Aside, Key};
 use std::cell::RefCell;
@@ -69,15 +69,15 @@ impl Lies {
         let said = match (node, lie) {
             (LIAR, Lie::OtherDomain) => {
                 let vault = self.vault.expect("it has spoken");
-                Key { address: vault.address, key: vault.key, ..key }
+                Key { address: vault.address, keys: vault.keys, ..key }
             }
-            (LIAR, Lie::Invented) => Key { key: key.key ^ 0x5a17_3c00, ..key },
-            (LIAR, Lie::Ended) => Key { key: self.first.expect("noted above").key, ..key },
+            (LIAR, Lie::Invented) => Key { keys: key.keys.map(|key| Some(key? ^ 0x5a17_3c00)), ..key },
+            (LIAR, Lie::Ended) => Key { keys: self.first.expect("noted above").keys, ..key },
             (LIAR, Lie::PastTheEnd) => Key { address: key.address + key.bytes - 64 * 1024, ..key },
             (LIAR, Lie::Longer) => Key { bytes: key.bytes + MIB, ..key },
             _ => return Said::AsItIs,
         };
-        Said::Instead(Aside::Key(said))
+        Said::Instead(Box::new(Aside::Key(said)))
     }
 }
 
@@ -288,7 +288,7 @@ fn silence_in_the_handshake_leaves_tcp() {
 fn a_dry_receive_queue_loses_nothing() {
     const MESSAGES: u64 = 600;
     let Place::Here(choice) = place("a_dry_receive_queue_loses_nothing", 1) else { return };
-    let device = choice.device.clone();
+    let device = choice.ports[0].device.clone();
     let refusals = || match is_guest() {
         true => card_counter(&device, "rcvd_rnr_err") + card_counter(&device, "send_rnr_err"),
         false => 0,
@@ -383,9 +383,29 @@ fn mapped_by_the_driver() -> usize {
 
 #[test]
 fn a_connection_takes_little_memory() {
+    if let Place::Here(choice) = place("a_connection_takes_little_memory", 1) {
+        take_little_memory(choice);
+    }
+}
+
+/// As many lanes as a link may have: they share what one would take.
+#[test]
+fn a_connection_over_four_cards_takes_little_memory() {
+    let Place::Here(choice) = place_with_cards("a_connection_over_four_cards_takes_little_memory", 1, 4)
+    else {
+        return;
+    };
+    match choice.ports.len() {
+        1 => println!("SKIP rdma over several cards: there is one: {choice}"),
+        _ => take_little_memory(choice),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "it tells what it has measured")]
+fn take_little_memory(choice: Choice) {
     const CONNECTIONS: usize = 12;
     const BYTES_MAX: usize = 64 << 10;
-    let Place::Here(choice) = place("a_connection_takes_little_memory", 1) else { return };
+    let cards = choice.ports.len();
     let mut bed = Bed::new(OnRdma(choice), 2, |_| {});
     let region = bed.region(1);
     let before = mapped_by_the_driver();
@@ -412,7 +432,8 @@ fn a_connection_takes_little_memory() {
         .max()
         .expect("some");
     println!(
-        "rdma: a connection takes {own} bytes of ours and {driver} of the driver's, {CONNECTIONS} connections"
+        "rdma: a connection over {cards} cards takes {own} bytes of ours and {driver} of the driver's, {CONNECTIONS} \
+         connections"
     );
     assert!(driver > 0 || !is_guest(), "Soft-RoCE maps its queues");
     assert!(own + driver <= BYTES_MAX, "{own} and {driver} bytes");

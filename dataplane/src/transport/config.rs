@@ -77,7 +77,8 @@ pub struct Config {
     pub silence_ms_max: u64,
     /// How long a poll looks without sleeping before it sleeps, in microseconds. Buys latency with a core.
     pub spin_us: u64,
-    /// The RDMA card to use, by its name (`mlx5_0`); without one the best is chosen.
+    /// The RDMA cards to use, by their names and separated by commas (`mlx5_0,mlx5_1`); without any the best is chosen,
+    /// and those that are like it.
     pub rdma_device: Option<String>,
     /// Whether io_uring may send without copying where the path turns out to support it.
     pub zero_copy: bool,

@@ -73,21 +73,24 @@ impl Lease {
         NonNull::new(base).expect("an address inside a mapping is not 0")
     }
 
-    /// The same without its first `bytes` bytes, to continue a read there. [`Lease::unskip`] undoes it.
+    /// Its `bytes` bytes from byte `at` on, to read them alone. [`Lease::whole`] undoes it.
     #[cfg(feature = "rdma")]
-    pub(super) fn skip(mut self, bytes: usize) -> Lease {
-        assert!(bytes <= self.bytes, "{bytes} bytes of a lease of {}", self.bytes);
-        self.from += bytes;
-        self.bytes -= bytes;
+    pub(super) fn cut(mut self, at: usize, bytes: usize) -> Lease {
+        let fits = at.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        assert!(fits, "{bytes} bytes at {at} of a lease of {}", self.bytes);
+        self.from += at;
+        self.bytes = bytes;
         self
     }
 
-    /// With the `bytes` bytes that were skipped.
+    /// The lease of `bytes` bytes of which this was cut at byte `at`.
     #[cfg(feature = "rdma")]
-    pub(super) fn unskip(mut self, bytes: usize) -> Lease {
-        assert!(bytes <= self.from, "more than was skipped");
-        self.from -= bytes;
-        self.bytes += bytes;
+    pub(super) fn whole(mut self, at: usize, bytes: usize) -> Lease {
+        assert!(at <= self.from && at + self.bytes <= bytes, "not what it was cut from");
+        let fits = self.from - at + bytes <= self.part.bytes();
+        assert!(fits, "more than there was");
+        self.from -= at;
+        self.bytes = bytes;
         self
     }
 

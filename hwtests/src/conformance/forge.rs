@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What becomes of an aside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// It is said.
     AsItIs,
     /// This is said instead.
-    Instead(Aside<'static>),
+    Instead(Box<Aside<'static>>),
     /// Nothing is said.
     Nothing,
 }

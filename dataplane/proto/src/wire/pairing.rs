@@ -6,14 +6,18 @@
 //!
 //! ```text
 //! dialer                                        acceptor
-//!   Offer      attempt, its end of the queue  →
+//!   Offer      attempt, an end for each card  →
 //!   Key        for each registered segment    →
-//!              ←  Answer  attempt, its end         (or Decline)
+//!              ←  Answer  attempt, its ends        (or Down)
 //!              ←  Key     for each registered segment
-//!   reads the acceptor's probe
-//!   Ready      attempt                        →    reads the dialer's probe
+//!   reads the acceptor's probes
+//!   Ready      attempt, lanes                 →    reads the dialer's probes
 //!   either end, when the link breaks: Down
 //! ```
+//!
+//! A *lane* is one queue pair. Its number is the place of its end in the offer; the acceptor decides which of its own
+//! cards, if any, is at the other end, and the dialer, having tried them, which lanes the link has. Both tell the keys
+//! of a segment by lane, since each card has its own.
 //!
 //! The probe is a few random bytes that each end registers and names in its [`End`]: whoever reads them back over
 //! RDMA has reached this peer and nobody else, so wrong addresses are found before data depends on them.
@@ -31,6 +35,17 @@ use alloc::vec::Vec;
 pub const PROBE_BYTES: usize = 32;
 /// What [`Aside::Message`] adds to the bytes of the application.
 pub const MESSAGE_PREFIX_BYTES: usize = 9;
+
+/// Lanes of one link.
+pub const LANES_MAX: usize = 4;
+
+/// Something of each lane that there is.
+pub type Lanes<T> = [Option<T>; LANES_MAX];
+
+/// Which lanes there are: one bit each, as [`Aside::Ready`] tells it.
+pub fn lane_bits<T>(lanes: &Lanes<T>) -> u8 {
+    lanes.iter().enumerate().fold(0, |bits, (lane, there)| bits | u8::from(there.is_some()) << lane)
+}
 
 /// One end of a queue pair: what the other needs to connect to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +86,7 @@ pub enum DownReason {
     /// Work on the queue pair failed.
     #[error("the peer's queue pair broke")]
     Broken = 4,
-    /// Nothing is wrong with it; the connection is not to use it.
+    /// Nothing is wrong with it: it is to be set up anew, over more cards for one.
     #[error("the peer gave the link up")]
     Unwanted = 5,
 }
@@ -85,10 +100,10 @@ pub struct Key {
     pub generation: u32,
     /// Its length in bytes.
     pub bytes: u64,
-    /// Address of its first byte, as the owner's card knows it.
+    /// Address of its first byte, as the owner's cards know it.
     pub address: u64,
-    /// What the card asks for.
-    pub key: u32,
+    /// What the card of each lane asks for; a card may have refused the segment.
+    pub keys: Lanes<u32>,
 }
 
 /// What is said on a connection beside, and around, the application's messages.
@@ -105,20 +120,22 @@ pub enum Aside<'a> {
     Offer {
         /// Counts the dialer's attempts.
         attempt: u32,
-        /// The dialer's end.
-        end: End,
+        /// The dialer's ends.
+        ends: Lanes<End>,
     },
     /// Yes.
     Answer {
         /// Of the offer.
         attempt: u32,
-        /// The acceptor's end.
-        end: End,
+        /// The acceptor's ends, of the lanes that it takes.
+        ends: Lanes<End>,
     },
-    /// The dialer's probe came back: try yours.
+    /// The dialer's probes came back: try yours.
     Ready {
         /// Of the offer.
         attempt: u32,
+        /// Bits of the lanes that the link has.
+        lanes: u8,
     },
     /// No, or not any more.
     Down {
@@ -149,19 +166,20 @@ impl<'a> Aside<'a> {
                 out.put_u64(*number);
                 out.extend_from_slice(bytes);
             }
-            Aside::Offer { attempt, end } => {
+            Aside::Offer { attempt, ends } => {
                 out.push(1);
                 out.put_u32(*attempt);
-                end.encode(&mut out);
+                put_lanes(&mut out, ends, |out, end| end.encode(out));
             }
-            Aside::Answer { attempt, end } => {
+            Aside::Answer { attempt, ends } => {
                 out.push(2);
                 out.put_u32(*attempt);
-                end.encode(&mut out);
+                put_lanes(&mut out, ends, |out, end| end.encode(out));
             }
-            Aside::Ready { attempt } => {
+            Aside::Ready { attempt, lanes } => {
                 out.push(3);
                 out.put_u32(*attempt);
+                out.push(*lanes);
             }
             Aside::Down { attempt, why } => {
                 out.push(4);
@@ -174,7 +192,7 @@ impl<'a> Aside<'a> {
                 out.put_u32(key.generation);
                 out.put_u64(key.bytes);
                 out.put_u64(key.address);
-                out.put_u32(key.key);
+                put_lanes(&mut out, &key.keys, |out, key| out.put_u32(*key));
             }
             Aside::Revoke { id, generation } => {
                 out.push(6);
@@ -194,16 +212,16 @@ impl<'a> Aside<'a> {
             return Ok(Aside::Message { number, bytes: &bytes[MESSAGE_PREFIX_BYTES..] });
         }
         let aside = match kind {
-            1 => Aside::Offer { attempt: fields.u32("attempt")?, end: End::decode(&mut fields)? },
-            2 => Aside::Answer { attempt: fields.u32("attempt")?, end: End::decode(&mut fields)? },
-            3 => Aside::Ready { attempt: fields.u32("attempt")? },
+            1 => Aside::Offer { attempt: fields.u32("attempt")?, ends: lanes(&mut fields, End::decode)? },
+            2 => Aside::Answer { attempt: fields.u32("attempt")?, ends: lanes(&mut fields, End::decode)? },
+            3 => Aside::Ready { attempt: fields.u32("attempt")?, lanes: bits(&mut fields)? },
             4 => Aside::Down { attempt: fields.u32("attempt")?, why: reason(fields.u8("reason")?)? },
             5 => Aside::Key(Key {
                 id: fields.u32("region")?,
                 generation: fields.u32("generation")?,
                 bytes: fields.u64("length")?,
                 address: fields.u64("address")?,
-                key: fields.u32("key")?,
+                keys: lanes(&mut fields, |fields| fields.u32("key"))?,
             }),
             6 => Aside::Revoke { id: fields.u32("region")?, generation: fields.u32("generation")? },
             _ => return Err(Malformed::Unknown { what: "kind of aside", value: kind.into() }),
@@ -217,6 +235,35 @@ fn reason(code: u8) -> Result<DownReason, Malformed> {
     use DownReason::{Broken, NoCard, Probe, SetUp, Unwanted};
     let known = [NoCard, SetUp, Probe, Broken, Unwanted].into_iter().find(|why| *why as u8 == code);
     known.ok_or(Malformed::Unknown { what: "reason", value: code.into() })
+}
+
+/// Which lanes there are, then what is to be said of each.
+fn put_lanes<T>(out: &mut Vec<u8>, lanes: &Lanes<T>, put: impl Fn(&mut Vec<u8>, &T)) {
+    out.push(lane_bits(lanes));
+    lanes.iter().flatten().for_each(|there| put(out, there));
+}
+
+fn lanes<'a, T>(
+    fields: &mut Reader<'a>,
+    take: impl Fn(&mut Reader<'a>) -> Result<T, Malformed>,
+) -> Result<Lanes<T>, Malformed> {
+    let bits = bits(fields)?;
+    let mut lanes = [const { None }; LANES_MAX];
+    for (lane, there) in lanes.iter_mut().enumerate() {
+        if bits >> lane & 1 != 0 {
+            *there = Some(take(fields)?);
+        }
+    }
+    Ok(lanes)
+}
+
+fn bits(fields: &mut Reader<'_>) -> Result<u8, Malformed> {
+    match fields.u8("lanes")? {
+        bits if bits == 0 || bits >> LANES_MAX != 0 => {
+            Err(Malformed::Unknown { what: "lanes", value: bits.into() })
+        }
+        bits => Ok(bits),
+    }
 }
 
 impl End {
@@ -272,11 +319,17 @@ mod tests {
         };
         [
             Aside::Message { number: 3, bytes: b"bytes" },
-            Aside::Offer { attempt: 1, end },
-            Aside::Answer { attempt: 1, end },
-            Aside::Ready { attempt: 2 },
+            Aside::Offer { attempt: 1, ends: [Some(end), None, None, Some(End { queue: 18, ..end })] },
+            Aside::Answer { attempt: 1, ends: [None, Some(end), None, None] },
+            Aside::Ready { attempt: 2, lanes: 0b1001 },
             Aside::Down { attempt: 2, why: DownReason::Probe },
-            Aside::Key(Key { id: 1, generation: 2, bytes: 3, address: 4, key: 5 }),
+            Aside::Key(Key {
+                id: 1,
+                generation: 2,
+                bytes: 3,
+                address: 4,
+                keys: [Some(5), None, Some(0), None],
+            }),
             Aside::Revoke { id: 1, generation: 2 },
         ]
     }
@@ -299,10 +352,12 @@ mod tests {
             }
         }
         assert!(Aside::decode(&[99]).is_err());
-        assert!(Aside::decode(&[3, 0, 0, 0, 0, 0]).is_err(), "a byte too many");
+        assert!(Aside::decode(&[3, 0, 0, 0, 0, 1, 0]).is_err(), "a byte too many");
+        assert!(Aside::decode(&[3, 0, 0, 0, 0, 0]).is_err(), "a link has a lane");
+        assert!(Aside::decode(&[3, 0, 0, 0, 0, 16]).is_err(), "a fifth lane");
         assert!(Aside::decode(&[4, 0, 0, 0, 0, 77]).is_err(), "no such reason");
         let mut offer = samples()[1].encode();
-        offer[12] = 0xff;
+        offer[13] = 0xff;
         assert!(Aside::decode(&offer).is_err(), "packet numbers have 24 bits");
     }
 }

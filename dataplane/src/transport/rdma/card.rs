@@ -9,7 +9,8 @@
 //!
 //! Where the driver refuses to end something, the memory behind it is leaked, not reused.
 
-use super::discover::Choice;
+use super::discover::ChosenPort;
+use super::lane::Place;
 use super::library::{AsyncEvent, Library};
 use super::survey::{LINK_LAYER_ETHERNET, for_each_device, last_error};
 use super::{BUFFER_BYTES, CardError};
@@ -35,7 +36,7 @@ const RECEIVES: usize = 256;
 pub(super) const SLOTS: usize = 128;
 /// Completions that may wait to be taken.
 const COMPLETIONS_MAX: c_int = 16 << 10;
-/// Work requests that a queue pair holds. Drivers round up to a power of two, some after they have added the one place
+/// Work requests that the queue pairs of a link hold together, at the most. Drivers round up to a power of two, some after they have added the one place
 /// that a ring leaves free: Soft-RoCE takes 36 KiB for 63, and 68 KiB for 64.
 pub(super) const QUEUE_DEPTH: usize = 63;
 /// Reads a queue pair has on the wire at a time, and answers at a time.
@@ -235,20 +236,22 @@ pub(super) struct Card {
     pub(super) shared: Rc<Shared>,
     free: Vec<u16>,
     /// As chosen.
-    pub(super) choice: Choice,
+    pub(super) choice: ChosenPort,
     /// What it allows.
     pub(super) limits: Limits,
     /// The contents of the page for probes.
     pub(super) probe_bytes: [u8; PROBE_BYTES],
     /// Where it lies.
     pub(super) probe_address: u64,
+    /// Work that it has not reported, of all queue pairs.
+    pub(super) outstanding: usize,
 }
 
 impl Card {
     /// Opens what was chosen. `probe_bytes` is what peers must find; `registrations` counts each time that memory is
     /// registered.
     pub(super) fn open(
-        choice: &Choice,
+        choice: &ChosenPort,
         probe_bytes: [u8; PROBE_BYTES],
         registrations: &Rc<Cell<u64>>,
     ) -> Result<Card, CardError> {
@@ -338,11 +341,22 @@ impl Card {
             limits,
             probe_bytes,
             probe_address: target.addr() as u64,
+            outstanding: 0,
         };
         for buffer in 0..depth {
             card.wait_for_message(buffer).map_err(|source| fail("post a receive buffer", source))?;
         }
         Ok(card)
+    }
+
+    /// Where its port is.
+    pub(super) const fn place(&self) -> Place {
+        Place { gid: self.choice.gid.bytes, lid: self.limits.lid }
+    }
+
+    /// Whether it may be given more work.
+    pub(super) const fn has_room(&self) -> bool {
+        self.outstanding < self.limits.work_max
     }
 
     /// What to be awake for: completions, and what happens to the card.
@@ -401,6 +415,8 @@ impl Card {
         }
         Some(match event.kind {
             DEVICE_FATAL => CardEvent::Gone,
+            // Each who has opened a card hears of all its ports.
+            PORT_ERR | PORT_ACTIVE if event.port() != u32::from(self.choice.port) => CardEvent::Other,
             PORT_ERR => CardEvent::PortDown,
             PORT_ACTIVE => CardEvent::PortUp,
             _ => CardEvent::Other,

@@ -1,6 +1,7 @@
 //! Operations on their way: what carries them, and their completions.
 
-use super::card::{Done, QUEUE_DEPTH};
+use super::card::{Card, Done};
+use super::lane::{Lane, PerCard};
 use super::queue::Work;
 use super::state::{Operation, Task, Via};
 use super::{BUFFER_BYTES, Rdma};
@@ -8,13 +9,13 @@ use crate::transport::streams::Streams;
 use crate::transport::{Completion, ConnectionId, Event, Lease, Op, OpError, OpId, RefusedWhy, Transport};
 use dflow_proto::Tick;
 use dflow_proto::wire::SMALL_BYTES_MAX;
-use dflow_proto::wire::pairing::Aside;
+use dflow_proto::wire::pairing::{Aside, DownReason, LANES_MAX};
 use std::rc::Rc;
 
 /// One work request reads at most so much: what is lost when a link breaks, and how long a small read waits behind
 /// a large one, are a few of these.
 const PIECE_BYTES: usize = 2 << 20;
-/// Bytes of a connection's reads that the card has at a time. More than is in flight on any wire, and little enough
+/// Bytes of a connection's reads that a lane has at a time. More than is in flight on any wire, and little enough
 /// that a read whose deadline has passed ends soon after: what the card has cannot be taken back.
 const READING_BYTES_MAX: usize = 4 << 20;
 /// Marks asides, which no operation stands for.
@@ -45,7 +46,9 @@ impl<S: Streams> Rdma<S> {
         };
         let is_read = matches!(task, Task::Read { .. });
         let (done_bytes, via, stop, ghost) = (0, Via::Queued, None, false);
-        let operation = Operation { connection, tag, deadline, bytes, done_bytes, task, via, stop, ghost };
+        let beyond = Vec::new();
+        let operation =
+            Operation { connection, tag, deadline, bytes, done_bytes, beyond, task, via, stop, ghost };
         let key = self.ops.insert(operation);
         let by_card = if is_read { self.read_by_card(key) } else { self.send_by_card(key) };
         if !by_card {
@@ -54,7 +57,7 @@ impl<S: Streams> Rdma<S> {
         key
     }
 
-    /// Whether the card can reach what a read wants, and has room in its memory for it; then it is the card's.
+    /// Whether a card can reach what a read wants, and the memory that it is for; then it is the cards'.
     fn read_by_card(&mut self, key: u64) -> bool {
         let operation = self.ops.get_mut(key).expect("the caller holds it");
         let Task::Read { region, offset, lease: Some(lease) } = &operation.task else { return false };
@@ -66,7 +69,10 @@ impl<S: Streams> Rdma<S> {
         let Some(remote) = peer.keys.get(&(region.id, region.generation)) else { return false };
         let inside = offset.checked_add(bytes as u64).is_some_and(|end| end <= remote.bytes);
         // What is not so is refused by the owner, in its own words.
-        if !inside || self.by_segment.get(&lease.segment).is_none_or(|id| self.regions[id].memory.is_none()) {
+        let Some(id) = self.by_segment.get(&lease.segment).filter(|_| inside) else { return false };
+        let memories = &self.regions[id].memories;
+        if !peer.lanes().any(|(number, lane)| remote.keys[number].is_some() && memories[lane.card].is_some())
+        {
             return false;
         }
         operation.via = Via::Card { given_bytes: 0, pieces: 0 };
@@ -82,19 +88,18 @@ impl<S: Streams> Rdma<S> {
     fn send_by_card(&mut self, key: u64) -> bool {
         let operation = self.ops.get_mut(key).expect("the caller holds it");
         let Task::Send { message, wrapped: true } = &mut operation.task else { return false };
-        let (Some(card), Some(peer)) = (&mut self.card, self.peers.get_mut(&operation.connection)) else {
-            return false;
-        };
-        let room = message.len() <= BUFFER_BYTES && self.outstanding < card.limits.work_max;
-        let Some(queue) = peer.queue.as_mut().filter(|queue| room && queue.posted() < QUEUE_DEPTH) else {
-            return false;
-        };
-        if !peer.link.is_up() {
+        let Some(peer) = self.peers.get_mut(&operation.connection) else { return false };
+        if !peer.link.is_up() || message.len() > BUFFER_BYTES {
             return false;
         }
-        match queue.send(card, key, std::mem::take(message)) {
+        let cards = &mut self.cards;
+        let has_room = |lane: &&mut Lane| lane.queue.has_room() && has_room(cards, lane);
+        let lane = peer.lanes.iter_mut().flatten().filter(has_room).min_by_key(|lane| lane.queue.posted());
+        let Some(lane) = lane else { return false };
+        let card = cards[lane.card].as_mut().expect("its lanes end before it does");
+        match lane.queue.send(card, key, std::mem::take(message)) {
             Ok(()) => {
-                self.outstanding += 1;
+                card.outstanding += 1;
                 operation.via = Via::Card { given_bytes: 0, pieces: 1 };
                 true
             }
@@ -105,13 +110,12 @@ impl<S: Streams> Rdma<S> {
         }
     }
 
-    /// Gives the card what it has room for: small reads first, large ones piece by piece.
+    /// Gives the cards what they have room for: small reads first, large ones piece by piece, each over the lane that
+    /// has the least to read.
     pub(super) fn pump(&mut self, connection: ConnectionId) {
-        let Some(card) = &self.card else { return };
         let Some(peer) = self.peers.get_mut(&connection) else { return };
-        let Some(queue) = &mut peer.queue else { return };
         let (mut failed, mut to_streams) = (None, Vec::new());
-        while peer.link.is_up() && queue.posted() < QUEUE_DEPTH && self.outstanding < card.limits.work_max {
+        while peer.link.is_up() {
             let small = !peer.small.is_empty();
             let Some(&key) = peer.small.front().or(peer.bulk.front()) else { break };
             let waiting = if small { &mut peer.small } else { &mut peer.bulk };
@@ -130,31 +134,51 @@ impl<S: Streams> Rdma<S> {
                 waiting.pop_front();
                 continue;
             }
-            let piece =
-                (operation.bytes - *given_bytes).min(PIECE_BYTES).min(card.limits.message_bytes_max as usize);
-            if peer.reading_bytes > 0 && peer.reading_bytes + piece > READING_BYTES_MAX {
-                break;
-            }
             let remote = peer.keys.get(&(region.id, region.generation));
             let segment = self.by_segment.get(&lease.extent().segment);
-            let memory = segment.and_then(|id| self.regions[id].memory.as_ref());
-            let (Some(remote), Some(memory)) = (remote, memory) else {
-                // Revoked, or deregistered here, while it waited. The streams get what is left of it, once the card
-                // is done with its part.
+            let memories = segment.map(|id| &self.regions[id].memories);
+            let mut least: Option<(usize, &mut Lane)> = None;
+            let mut reachable = false;
+            for (number, lane) in peer.lanes.iter_mut().enumerate() {
+                let Some(lane) = lane else { continue };
+                let known = remote.is_some_and(|remote| remote.keys[number].is_some());
+                if !known || memories.is_none_or(|memories| memories[lane.card].is_none()) {
+                    continue;
+                }
+                reachable = true;
+                let room = lane.queue.has_room() && has_room(&self.cards, lane);
+                if room && least.as_ref().is_none_or(|(_, least)| lane.reading_bytes < least.reading_bytes) {
+                    least = Some((number, lane));
+                }
+            }
+            if !reachable {
+                // Revoked, or deregistered here, while it waited. The streams get what is left of it, once the cards
+                // are done with their part.
                 if *pieces > 0 {
                     break;
                 }
                 waiting.pop_front();
                 to_streams.push(key);
                 continue;
+            }
+            let Some((number, lane)) = least else { break };
+            let card = self.cards[lane.card].as_mut().expect("its lanes end before it does");
+            let piece =
+                (operation.bytes - *given_bytes).min(PIECE_BYTES).min(card.limits.message_bytes_max as usize);
+            if lane.reading_bytes > 0 && lane.reading_bytes + piece > READING_BYTES_MAX {
+                break;
+            }
+            let (Some(remote), Some(memories)) = (remote, memories) else { unreachable!("it is reachable") };
+            let (Some(key_there), Some(memory)) = (remote.keys[number], &memories[lane.card]) else {
+                unreachable!("as above")
             };
-            let from = (remote.address + offset + *given_bytes as u64, remote.key);
-            match queue.read(key, lease, (*given_bytes, piece), memory, from) {
+            let from = (remote.address + offset + *given_bytes as u64, key_there);
+            match lane.queue.read(key, lease, (*given_bytes, piece), memory, from) {
                 Ok(()) => {
                     *given_bytes += piece;
                     *pieces += 1;
-                    self.outstanding += 1;
-                    peer.reading_bytes += piece;
+                    card.outstanding += 1;
+                    lane.reading_bytes += piece;
                     if *given_bytes == operation.bytes {
                         waiting.pop_front();
                     }
@@ -167,7 +191,7 @@ impl<S: Streams> Rdma<S> {
         }
         to_streams.into_iter().for_each(|key| self.by_streams(key));
         if let Some(why) = failed {
-            self.link_down(connection, &why, Some(dflow_proto::wire::pairing::DownReason::Broken));
+            self.link_down(connection, &why, Some(DownReason::Broken));
         }
     }
 
@@ -187,12 +211,14 @@ impl<S: Streams> Rdma<S> {
     /// `false` when the streams are full.
     fn try_streams(&mut self, key: u64) -> bool {
         let operation = self.ops.get_mut(key).expect("the caller holds it");
-        let (connection, from) = (operation.connection, operation.done_bytes);
+        let connection = operation.connection;
+        // What lanes brought out of turn is not read again: the streams fill one gap after the other.
+        let (from, gap) = operation.gap();
         let op = match &mut operation.task {
             Task::Read { region, offset, lease } => {
                 let lease = lease.take().expect("it is here while nobody carries it");
                 let into = match Rc::try_unwrap(lease) {
-                    Ok(lease) => lease.skip(from),
+                    Ok(lease) => lease.cut(from, gap),
                     Err(kept) => {
                         // The card could not be made to let go of it.
                         *lease_of(&mut operation.task) = Some(kept);
@@ -217,7 +243,7 @@ impl<S: Streams> Rdma<S> {
             Err(refused) => {
                 match (*refused.op, &mut operation.task) {
                     (Op::Read { into, .. }, Task::Read { lease, .. }) => {
-                        *lease = Some(Rc::new(into.unskip(from)));
+                        *lease = Some(Rc::new(into.whole(from, operation.bytes)));
                     }
                     (Op::Send { message: back, .. }, Task::Send { message, .. }) => *message = back,
                     _ => unreachable!("what was given comes back"),
@@ -242,63 +268,67 @@ impl<S: Streams> Rdma<S> {
         }
     }
 
-    /// Takes all completions of the card. Whether there were any.
+    /// Takes all completions of the cards. Whether there were any.
     pub(super) fn harvest(&mut self) -> bool {
         let mut any = false;
-        while let Some(card) = &self.card {
-            let mut done = std::mem::take(&mut self.done);
-            if !card.poll(&mut done) {
+        for place in 0..LANES_MAX {
+            while let Some(card) = &self.cards[place] {
+                let mut done = std::mem::take(&mut self.done);
+                if !card.poll(&mut done) {
+                    self.done = done;
+                    break;
+                }
+                any = true;
+                for done in done.drain(..) {
+                    self.completed(place, done);
+                }
                 self.done = done;
-                break;
             }
-            any = true;
-            for done in done.drain(..) {
-                self.completed(done);
-            }
-            self.done = done;
         }
         any
     }
 
-    fn completed(&mut self, done: Done) {
+    fn completed(&mut self, place: usize, done: Done) {
+        let Some(card) = &mut self.cards[place] else { return };
         if done.received {
-            let Some(card) = &self.card else { return };
             let message = done.result.is_ok().then(|| card.message(done.mark, done.bytes));
             if let Err(error) = card.wait_for_message(done.mark as usize) {
                 tracing::warn!(%error, "a receive buffer is lost");
             }
             // A queue pair that is gone may still have reported.
-            if let (Some(message), Some(&connection)) = (message, self.numbers.get(&done.number)) {
+            if let (Some(message), Some(&connection)) = (message, self.numbers.get(&(place, done.number))) {
                 self.aside(connection, &message, true);
             }
             return;
         }
-        let Some(&connection) = self.marks.get(&done.mark) else { return };
-        let Some(queue) = self.peers.get_mut(&connection).and_then(|peer| peer.queue.as_mut()) else {
-            return;
-        };
+        let Some(&(connection, number)) = self.marks.get(&done.mark) else { return };
+        let Some(peer) = self.peers.get_mut(&connection) else { return };
+        let Some(lane) = &mut peer.lanes[number] else { return };
         match done.result {
             Ok(()) => {
-                let work = queue.reported().expect("a queue pair reports what it was given, once");
-                self.outstanding -= 1;
-                self.worked(connection, work);
+                let work = lane.queue.reported().expect("a queue pair reports what it was given, once");
+                card.outstanding -= 1;
+                self.worked(connection, number, work);
             }
             // The queue pair is in error, and all that it had will be reported so. Destroying it takes the work
             // back at once.
-            Err(status) => {
-                self.link_down(connection, &status, Some(dflow_proto::wire::pairing::DownReason::Broken));
+            Err(status) if peer.link.is_up() => {
+                self.link_down(connection, &status, Some(DownReason::Broken));
             }
+            Err(status) => self.lane_failed(connection, number, &status),
         }
     }
 
-    /// Work of the card is done.
-    fn worked(&mut self, connection: ConnectionId, work: Work) {
+    /// Work of a card is done.
+    fn worked(&mut self, connection: ConnectionId, number: usize, work: Work) {
+        let peer = self.peers.get_mut(&connection).expect("its queue pair reported");
+        let lane = peer.lanes[number].as_mut().expect("it reported");
+        let card = self.cards[lane.card].as_mut().expect("its lanes end before it does");
         match work {
-            Work::Read { op, bytes, lease } => {
+            Work::Read { op, at, bytes, lease } => {
                 drop(lease);
                 self.stats.rdma_bytes += bytes as u64;
-                let peer = self.peers.get_mut(&connection).expect("its queue pair reported");
-                peer.reading_bytes -= bytes;
+                lane.reading_bytes -= bytes;
                 peer.card_bytes += bytes as u64;
                 let severed = peer.sever_after.as_mut().is_some_and(|left| {
                     *left = left.saturating_sub(bytes as u64);
@@ -309,7 +339,7 @@ impl<S: Streams> Rdma<S> {
                 let Via::Card { pieces, .. } = &mut operation.via else { unreachable!("the card had it") };
                 *pieces -= 1;
                 let idle = *pieces == 0;
-                operation.done_bytes += bytes;
+                operation.came(at, bytes);
                 if operation.done_bytes == operation.bytes {
                     self.finish(op, Ok(()));
                 } else if idle && let Some(why) = operation.stop.take() {
@@ -323,9 +353,7 @@ impl<S: Streams> Rdma<S> {
                 }
             }
             Work::Send { op, slot, .. } => {
-                if let (Some(slot), Some(card)) = (slot, &mut self.card) {
-                    card.give_back(slot);
-                }
+                slot.into_iter().for_each(|slot| card.give_back(slot));
                 if let Some(operation) = self.ops.get_mut(op) {
                     operation.done_bytes = operation.bytes;
                     self.finish(op, Ok(()));
@@ -333,10 +361,9 @@ impl<S: Streams> Rdma<S> {
                 self.pump(connection);
             }
             Work::Probe { slot } => {
-                let card = self.card.as_mut().expect("it reported");
                 let probed = card.probed(&slot);
                 card.give_back(slot);
-                self.probed(connection, &probed);
+                self.probed(connection, number, &probed);
             }
         }
     }
@@ -349,21 +376,24 @@ impl<S: Streams> Rdma<S> {
         let key = completion.tag;
         let Some(operation) = self.ops.get_mut(key) else { return };
         let Via::Streams { from, .. } = operation.via else { return };
-        operation.done_bytes = from + completion.done_bytes;
         if let (Task::Read { lease, .. }, Some(back)) = (&mut operation.task, completion.lease) {
-            *lease = Some(Rc::new(back.unskip(from)));
+            *lease = Some(Rc::new(back.whole(from, operation.bytes)));
             if let Some(peer) = self.peers.get_mut(&operation.connection) {
                 peer.stream_bytes += completion.done_bytes as u64;
             }
         }
+        operation.came(from, completion.done_bytes);
         let (done_bytes, bytes) = (operation.done_bytes, operation.bytes);
-        self.finish(
-            key,
-            match completion.result {
-                Err(OpError::TimedOut { .. }) => Err(OpError::TimedOut { done_bytes, bytes }),
-                result => result,
+        let result = match completion.result {
+            Err(OpError::TimedOut { .. }) => Err(OpError::TimedOut { done_bytes, bytes }),
+            Ok(()) if done_bytes < bytes => match operation.stop.take() {
+                // There is another gap.
+                None => return self.by_streams(key),
+                Some(why) => Err(why),
             },
-        );
+            result => result,
+        };
+        self.finish(key, result);
     }
 
     /// Completes an operation and forgets it.
@@ -407,6 +437,10 @@ impl<S: Streams> Rdma<S> {
         let of = self.ops.iter().filter(|(_, operation)| operation.connection == connection);
         of.map(|(key, _)| key).collect()
     }
+}
+
+fn has_room(cards: &PerCard<Card>, lane: &Lane) -> bool {
+    cards[lane.card].as_ref().is_some_and(Card::has_room)
 }
 
 fn lease_of(task: &mut Task) -> &mut Option<Rc<Lease>> {

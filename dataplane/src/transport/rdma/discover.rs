@@ -1,6 +1,8 @@
-//! Which card, port and address RDMA uses, and why. Pure: it chooses among facts that `verbs` gathers, so that
+//! Which cards, ports and addresses RDMA uses, and why. Pure: it chooses among facts that `verbs` gathers, so that
 //! `dflow doctor`, the transport and the tests reason alike.
 
+use dflow_proto::wire::pairing::LANES_MAX;
+use std::cmp::Reverse;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -47,6 +49,8 @@ pub struct Port {
     pub ethernet: bool,
     /// The largest packet's payload in bytes.
     pub mtu_bytes: u32,
+    /// Its speed in Mbit/s; 0 where the driver does not tell.
+    pub mbit_s: u32,
     /// The fabric's address of the port; 0 on Ethernet.
     pub lid: u16,
     /// Its addresses.
@@ -64,9 +68,9 @@ pub struct Device {
     pub ports: Vec<Port>,
 }
 
-/// What to use.
+/// A port to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub struct ChosenPort {
     /// The card.
     pub device: String,
     /// Its port.
@@ -77,10 +81,35 @@ pub struct Choice {
     pub why: String,
 }
 
+impl ChosenPort {
+    /// Whether both are the same port, at whatever address.
+    pub fn is_same_port(&self, other: &ChosenPort) -> bool {
+        (&self.device, self.port) == (&other.device, other.port)
+    }
+}
+
+impl fmt::Display for ChosenPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ChosenPort { device, port, gid, why } = self;
+        write!(f, "{device} port {port} gid {} ({}): {why}", gid.index, gid.ip())
+    }
+}
+
+/// What to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// At least one port, and at most [`LANES_MAX`]; the best first.
+    pub ports: Vec<ChosenPort>,
+    /// What could be used and is not, with the reason.
+    pub left_out: Vec<String>,
+}
+
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Choice { device, port, gid, why } = self;
-        write!(f, "{device} port {port} gid {} ({}): {why}", gid.index, gid.ip())
+        for (index, port) in self.ports.iter().enumerate() {
+            write!(f, "{}{port}", if index == 0 { "" } else { "; and " })?;
+        }
+        self.left_out.iter().try_for_each(|why| write!(f, "; not {why}"))
     }
 }
 
@@ -91,14 +120,25 @@ struct Rank {
     roce2_or_ib: bool,
     ipv4: bool,
     routable: bool,
+    mbit_s: u32,
     mtu_bytes: u32,
+}
+
+/// A port that could be used, at its best address.
+struct Candidate {
+    rank: Rank,
+    ethernet: bool,
+    chosen: ChosenPort,
 }
 
 /// Chooses among `devices`.
 ///
-/// `wish` names a card and excludes all others. `listen` is the address that peers dial: a card that carries it
-/// is reachable wherever TCP is. `is_local` tells whether an address belongs to this host (and network
+/// `wish` names cards, separated by commas, and excludes all others. `listen` is the address that peers dial: a card
+/// that carries it is reachable wherever TCP is. `is_local` tells whether an address belongs to this host (and network
 /// namespace): a card of another namespace is listed here, too, but cannot be used.
+///
+/// More than one port is used where the others are like the best. What the wish names is used in any case, if it is
+/// on the same kind of network.
 ///
 /// The error lists for each card why it cannot be used.
 pub fn choose(
@@ -107,10 +147,15 @@ pub fn choose(
     listen: Option<IpAddr>,
     is_local: &dyn Fn(IpAddr) -> bool,
 ) -> Result<Choice, String> {
-    let mut against = Vec::new();
-    let mut best: Option<(Rank, Choice)> = None;
+    let wished: Vec<&str> = wish.into_iter().flat_map(|wish| wish.split(',')).map(str::trim).collect();
+    let mut against: Vec<String> = wished
+        .iter()
+        .filter(|name| devices.iter().all(|device| device.name != **name))
+        .map(|name| format!("there is no RDMA device {name}"))
+        .collect();
+    let mut candidates: Vec<Candidate> = Vec::new();
     for device in devices {
-        if wish.is_some_and(|wish| wish != device.name) {
+        if !wished.is_empty() && !wished.contains(&device.name.as_str()) {
             continue;
         }
         if device.iwarp {
@@ -118,39 +163,92 @@ pub fn choose(
             continue;
         }
         for port in &device.ports {
-            let place = format!("{} port {}", device.name, port.number);
-            if !port.active {
-                against.push(format!("{place} is down: check its cable, or its network interface"));
-                continue;
-            }
-            let usable = |gid: &&Gid| gid.bytes != [0; 16] && (!port.ethernet || is_local(gid.ip()));
-            let mut found = false;
-            for gid in port.gids.iter().filter(usable) {
-                found = true;
-                let listens = listen.is_some_and(|listen| listen == gid.ip());
-                let ipv4 = gid.ip().is_ipv4();
-                let roce2_or_ib = !port.ethernet || gid.kind == GidKind::Roce2;
-                let routable = !gid.is_link_local();
-                let rank = Rank { listens, roce2_or_ib, ipv4, routable, mtu_bytes: port.mtu_bytes };
-                // The first of equals stays, so that the choice does not depend on how the list grew.
-                if best.as_ref().is_none_or(|(have, _)| rank > *have) {
-                    let why = reason(port, gid, listens);
-                    let device = device.name.clone();
-                    best = Some((rank, Choice { device, port: port.number, gid: *gid, why }));
-                }
-            }
-            if !found {
-                against.push(format!(
-                    "{place} has no address that belongs to this host: give its interface one"
-                ));
+            match candidate(device, port, listen, is_local) {
+                Ok(candidate) => candidates.push(candidate),
+                Err(why) => against.push(why),
             }
         }
     }
-    match (best, wish) {
-        (Some((_, choice)), _) => Ok(choice),
-        (None, Some(wish)) if against.is_empty() => Err(format!("there is no RDMA device {wish}")),
-        (None, _) if against.is_empty() => Err("there is no RDMA device".to_owned()),
-        (None, _) => Err(against.join("; ")),
+    // Equals stay in their order, so that the choice does not depend on how the list grew.
+    candidates.sort_by_key(|candidate| Reverse(candidate.rank));
+    let mut candidates = candidates.into_iter();
+    let Some(best) = candidates.next() else {
+        return Err(if against.is_empty() {
+            "there is no RDMA device".to_owned()
+        } else {
+            against.join("; ")
+        });
+    };
+    let mut choice = Choice { ports: vec![best.chosen.clone()], left_out: Vec::new() };
+    for candidate in candidates {
+        let chosen = &candidate.chosen;
+        let why = match unlike(&best, &candidate, !wished.is_empty()) {
+            None if choice.ports.iter().any(|port| port.gid.bytes == chosen.gid.bytes) => {
+                Some("it has the same address")
+            }
+            None if choice.ports.len() == LANES_MAX => Some("there are enough"),
+            why => why,
+        };
+        match why {
+            None => choice.ports.push(candidate.chosen),
+            Some(why) => choice.left_out.push(format!("{} port {}: {why}", chosen.device, chosen.port)),
+        }
+    }
+    // Whoever names cards is told of each that is not used.
+    if !wished.is_empty() {
+        choice.left_out.append(&mut against);
+    }
+    Ok(choice)
+}
+
+/// A port at its best address, or why it cannot be used.
+fn candidate(
+    device: &Device,
+    port: &Port,
+    listen: Option<IpAddr>,
+    is_local: &dyn Fn(IpAddr) -> bool,
+) -> Result<Candidate, String> {
+    let place = format!("{} port {}", device.name, port.number);
+    if !port.active {
+        return Err(format!("{place} is down: check its cable, or its network interface"));
+    }
+    let mut best: Option<(Rank, &Gid)> = None;
+    let usable = |gid: &&Gid| gid.bytes != [0; 16] && (!port.ethernet || is_local(gid.ip()));
+    for gid in port.gids.iter().filter(usable) {
+        let rank = Rank {
+            listens: listen.is_some_and(|listen| listen == gid.ip()),
+            roce2_or_ib: !port.ethernet || gid.kind == GidKind::Roce2,
+            ipv4: gid.ip().is_ipv4(),
+            routable: !gid.is_link_local(),
+            mbit_s: port.mbit_s,
+            mtu_bytes: port.mtu_bytes,
+        };
+        // The first of equals stays, so that the choice does not depend on how the table grew.
+        if best.is_none_or(|(have, _)| rank > have) {
+            best = Some((rank, gid));
+        }
+    }
+    let Some((rank, gid)) = best else {
+        return Err(format!("{place} has no address that belongs to this host: give its interface one"));
+    };
+    let why = reason(port, gid, rank.listens);
+    let chosen = ChosenPort { device: device.name.clone(), port: port.number, gid: *gid, why };
+    Ok(Candidate { rank, ethernet: port.ethernet, chosen })
+}
+
+/// Why a port is not used beside the best, if it is not. One that is much slower would hold up what is spread over
+/// both, and one of which it is not clear whom it reaches costs each peer a probe.
+fn unlike(best: &Candidate, other: &Candidate, wished: bool) -> Option<&'static str> {
+    let (rank, than) = (other.rank, best.rank);
+    match () {
+        () if other.ethernet != best.ethernet || rank.roce2_or_ib != than.roce2_or_ib => {
+            Some("it is on another kind of network")
+        }
+        () if wished => None,
+        () if other.ethernet && !rank.routable => Some("it has only a link-local address"),
+        () if rank.ipv4 != than.ipv4 => Some("its address is of another family"),
+        () if rank.mbit_s != 0 && rank.mbit_s < than.mbit_s / 2 => Some("it is much slower"),
+        () => None,
     }
 }
 
@@ -183,7 +281,8 @@ mod tests {
     }
 
     fn card(name: &str, gids: Vec<Gid>) -> Device {
-        let port = Port { number: 1, active: true, ethernet: true, mtu_bytes: 4096, lid: 0, gids };
+        let port =
+            Port { number: 1, active: true, ethernet: true, mtu_bytes: 4096, mbit_s: 100_000, lid: 0, gids };
         Device { name: name.to_owned(), iwarp: false, ports: vec![port] }
     }
 
@@ -201,8 +300,8 @@ mod tests {
             gid(3, "10.0.0.1", Roce2),
         ];
         let choice = choose(&[card("a", gids)], None, None, &everywhere).expect("it is usable");
-        assert_eq!((choice.gid.index, choice.port), (3, 1));
-        assert!(choice.why.contains("RoCE v2"), "{choice}");
+        assert_eq!((choice.ports[0].gid.index, choice.ports[0].port), (3, 1));
+        assert!(choice.ports[0].why.contains("RoCE v2"), "{choice}");
     }
 
     #[test]
@@ -212,9 +311,55 @@ mod tests {
             card("b", vec![gid(0, "10.1.0.1", GidKind::Roce2)]),
         ];
         let listen = Some(IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1)));
-        assert_eq!(choose(&cards, None, listen, &everywhere).expect("usable").device, "b");
-        assert_eq!(choose(&cards, None, None, &everywhere).expect("usable").device, "a");
-        assert_eq!(choose(&cards, Some("b"), None, &everywhere).expect("usable").device, "b");
+        let names = |wish, listen| {
+            let choice = choose(&cards, wish, listen, &everywhere).expect("usable");
+            choice.ports.into_iter().map(|port| port.device).collect::<Vec<_>>()
+        };
+        assert_eq!(names(None, listen), ["b", "a"]);
+        assert_eq!(names(None, None), ["a", "b"]);
+        assert_eq!(names(Some("b"), None), ["b"]);
+        assert_eq!(names(Some("b, a"), listen), ["b", "a"]);
+    }
+
+    #[test]
+    fn only_ports_like_the_best_are_used_beside_it() {
+        let one = |name: &str, ip: &str| card(name, vec![gid(0, ip, GidKind::Roce2)]);
+        let mut slow = one("slow", "10.2.0.1");
+        slow.ports[0].mbit_s = 1000;
+        let mut ib = one("ib", "fe80::2");
+        ib.ports[0].ethernet = false;
+        let old = card("old", vec![gid(0, "10.3.0.1", GidKind::IbOrRoce1)]);
+        let cards = [
+            one("best", "10.0.0.1"),
+            slow,
+            ib,
+            old,
+            one("local", "fe80::1"),
+            one("six", "fd00::1"),
+            one("again", "10.0.0.1"),
+            one("like", "10.1.0.1"),
+        ];
+        let choice = choose(&cards, None, None, &everywhere).expect("usable");
+        let text = choice.to_string();
+        assert_eq!(choice.ports.len(), 2, "{text}");
+        assert!(text.starts_with("best port 1 gid 0 (10.0.0.1): ") && text.contains("; and like port 1"));
+        for (name, why) in [
+            ("slow", "much slower"),
+            ("ib", "another kind"),
+            ("old", "another kind"),
+            ("local", "link-local"),
+            ("six", "another family"),
+            ("again", "the same address"),
+        ] {
+            let told = choice.left_out.iter().find(|told| told.starts_with(name)).expect("it is told");
+            assert!(told.contains(why) && text.contains(&format!("; not {told}")), "{told}");
+        }
+        let choice = choose(&cards, Some("best,slow,six,none"), None, &everywhere).expect("usable");
+        assert_eq!(choice.ports.len(), 3, "who names them wants them: {choice}");
+        assert_eq!(choice.left_out, ["there is no RDMA device none"]);
+        let many: Vec<Device> = (0..6).map(|n| one(&format!("m{n}"), &format!("10.0.0.{n}"))).collect();
+        let choice = choose(&many, None, None, &everywhere).expect("usable");
+        assert_eq!((choice.ports.len(), choice.left_out.len()), (LANES_MAX, 2), "{choice}");
     }
 
     #[test]

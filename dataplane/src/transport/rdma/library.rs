@@ -26,6 +26,12 @@ impl AsyncEvent {
     pub(super) const fn empty() -> AsyncEvent {
         AsyncEvent { element: 0, kind: 0 }
     }
+
+    /// The number of the port that it is about, if it is an event of a port.
+    pub(super) fn port(&self) -> u32 {
+        // An `int` at the beginning of a union.
+        self.element.to_ne_bytes().first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    }
 }
 
 macro_rules! library {

@@ -1,30 +1,31 @@
-//! RDMA beside streams: each connection is one of the [`Engine`]'s, and, where both ends have a card that reaches
-//! the other's, a queue pair.
+//! RDMA beside streams: each connection is one of the [`Engine`]'s, and, where both ends have cards that reach each
+//! other, a link of one queue pair or several, its lanes.
 //!
 //! The streams carry what they carry best and what must not break: the handshake, liveness, the exchange of queue
-//! pairs and keys (`pairing` of the wire protocol), and all data whenever RDMA is absent or broken. The queue pair
-//! carries reads, one-sided, straight from the owner's segment into the lease, and messages that fit a receive
-//! buffer. So the choice of what carries the data is made for each peer, tested with a probe before data depends on
-//! it, and revised while operations are under way: a read that the card did not finish is continued by the streams
-//! behind the bytes that have come.
+//! pairs and keys (`pairing` of the wire protocol), and all data whenever RDMA is absent or broken. The queue
+//! pairs carry reads, one-sided, straight from the owner's segment into the lease, and messages that fit a receive
+//! buffer. A large read is cut into pieces, each of which goes over the lane that has the least to do. So the choice of what carries the data is made for each peer, tested with a probe before data depends on
+//! it, and revised while operations are under way: what the cards did not bring of a read, the streams do.
 //!
-//! - `discover`, `survey`: which card, port and address, and why;
+//! - `discover`, `survey`: which cards, ports and addresses, and why;
 //! - `library`, `card`, `queue`: libibverbs, and all that is unsafe;
-//! - `link`: how far a connection is on its way to RDMA, as a pure state machine;
+//! - `link`: how far a connection is on its way to RDMA, as a pure state machine; `lane`: what it goes over, and which
+//!   ports are put together;
 //! - `pair`: what the two ends say about it; `carry`: operations and their completions; `ending`: deadlines, cancels,
-//!   and what happens when a link, a connection or the card ends.
+//!   and what happens when a link, a connection or a card ends.
 //!
 //! A connection is told to the application when it is decided what carries its data, so that the first read goes
 //! the right way.
 //!
 //! One thread does everything. It looks for completions without a system call while it is busy; before it sleeps it
-//! asks the card to be woken, through the one descriptor that the streams watch beside their own.
+//! asks the cards to be woken, through the one descriptor that the streams watch beside their own.
 
 mod card;
 mod carry;
 pub mod discover;
 mod ending;
 mod error;
+mod lane;
 mod library;
 mod link;
 mod pair;
@@ -45,10 +46,11 @@ use card::{Card, Done};
 use dflow_proto::Tick;
 use dflow_proto::ids::SegmentId;
 use dflow_proto::wire::capability;
-use dflow_proto::wire::pairing::MESSAGE_PREFIX_BYTES;
+use dflow_proto::wire::pairing::{LANES_MAX, MESSAGE_PREFIX_BYTES};
 use dflow_proto::wire::{READ_BYTES_MAX, WIRE_MESSAGE_BYTES_MAX};
 use dflow_shm::segment::Map;
 use discover::{Choice, Device};
+use lane::PerCard;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use state::{Local, Operation, Peer};
 use std::cell::Cell;
@@ -70,19 +72,23 @@ pub fn survey() -> Result<Vec<Device>, CardError> {
     survey::survey().map_err(CardError::None)
 }
 
-/// The card that a transport with this configuration uses, and why; or why none.
+/// The ports that a transport with this configuration uses, and why; or why none.
 pub fn look(listen: Option<IpAddr>, wish: Option<&str>) -> Result<Choice, CardError> {
     // An address belongs to this host, as this network namespace sees it, if a socket can have it.
     let is_local = |ip: IpAddr| UdpSocket::bind((ip, 0)).is_ok();
     discover::choose(&survey()?, wish, listen, &is_local).map_err(CardError::None)
 }
 
-/// Opens `choice` and registers `map` with it, as a node does at its start; answers how long that took.
+/// Opens `choice` and registers `map` with each of its ports, as a node does at its start; answers how long that took.
 pub fn try_out(choice: &Choice, map: &Arc<Map>) -> Result<Duration, CardError> {
-    let card = Card::open(choice, [0; 32], &Rc::default())?;
-    let begin = Instant::now();
-    card.register(map)?;
-    Ok(begin.elapsed())
+    let mut took = Duration::ZERO;
+    for port in &choice.ports {
+        let card = Card::open(port, [0; 32], &Rc::default())?;
+        let begin = Instant::now();
+        card.register(map)?;
+        took += begin.elapsed();
+    }
+    Ok(took)
 }
 
 /// See the [module](self).
@@ -90,29 +96,30 @@ pub struct Rdma<S: Streams> {
     engine: Engine<S>,
     config: Config,
     capabilities: Capabilities,
-    card: Option<Card>,
+    /// Those that are open. A card keeps its place for as long as it is.
+    cards: PerCard<Card>,
+    /// How many there were at the start: while there are fewer, the others are looked for.
+    cards_wanted: usize,
     /// Why there is no card, while there is none.
     card_why: String,
-    /// When to look for one again, and how often that failed.
+    /// When to look for cards again, and how often that failed.
     reopen_at: Tick,
     reopen_failures: u32,
-    /// Readable when the card has news; watched by the streams.
+    /// Readable when a card has news; watched by the streams.
     news: OwnedFd,
     armed: bool,
     regions: BTreeMap<(u32, u32), Local>,
     by_segment: BTreeMap<SegmentId, (u32, u32)>,
     peers: BTreeMap<ConnectionId, Peer>,
-    /// Connections by number, and by mark, of their queue pair.
-    numbers: BTreeMap<u32, ConnectionId>,
-    marks: BTreeMap<u64, ConnectionId>,
+    /// Connections by card and number of their queue pairs, and by mark, with the lane.
+    numbers: BTreeMap<(usize, u32), ConnectionId>,
+    marks: BTreeMap<u64, (ConnectionId, usize)>,
     mark_next: u64,
     ops: Slab<Operation>,
     /// Accepted and not completed.
     live: usize,
     /// Operations that wait for room in the streams, in order.
     overflow: VecDeque<u64>,
-    /// Work that the card has not reported.
-    outstanding: usize,
     found: VecDeque<Event>,
     deadline_min: Tick,
     done: Vec<Done>,
@@ -125,18 +132,30 @@ pub struct Rdma<S: Streams> {
 }
 
 impl<S: Streams> Rdma<S> {
-    /// Opens the card `choice` beside `streams`.
+    /// Opens the cards of `choice` beside `streams`; one of them is enough.
     pub fn new(streams: S, mut config: Config, choice: &Choice) -> Result<Rdma<S>, OpenError> {
         config.offers |= capability::RDMA;
         let os = |what| move |source: rustix::io::Errno| OpenError::Os { what, source: source.into() };
         let mut engine = Engine::new(streams, config.clone())?;
         let registrations = Rc::default();
-        let card = Card::open(choice, engine.random(), &registrations)?;
+        let (mut opened, mut refused) = (Vec::new(), None);
+        for port in choice.ports.iter().take(LANES_MAX) {
+            match Card::open(port, engine.random(), &registrations) {
+                Ok(card) => opened.push(card),
+                Err(error) => {
+                    tracing::warn!(device = port.device, port = port.port, %error, "not used for RDMA");
+                    refused = refused.or(Some(error));
+                }
+            }
+        }
+        if opened.is_empty() {
+            return Err(refused.unwrap_or_else(|| CardError::None("no port was chosen".to_owned())).into());
+        }
         let news = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll"))?;
         let copy = rustix::io::fcntl_dupfd_cloexec(&news, 3).map_err(os("copy a descriptor"))?;
         engine.watch(copy)?;
         let mut features = engine.capabilities().features.clone();
-        features.insert(0, choice.to_string());
+        features.splice(0..0, opened.iter().map(|card| card.choice.to_string()));
         let capabilities = Capabilities {
             name: "rdma",
             one_sided: true,
@@ -150,7 +169,8 @@ impl<S: Streams> Rdma<S> {
             engine,
             config,
             capabilities,
-            card: None,
+            cards: [const { None }; LANES_MAX],
+            cards_wanted: opened.len(),
             card_why: String::new(),
             reopen_at: Tick(0),
             reopen_failures: 0,
@@ -165,7 +185,6 @@ impl<S: Streams> Rdma<S> {
             ops: Slab::new(),
             live: 0,
             overflow: VecDeque::new(),
-            outstanding: 0,
             found: VecDeque::new(),
             deadline_min: Tick(u64::MAX),
             done: Vec::new(),
@@ -174,21 +193,27 @@ impl<S: Streams> Rdma<S> {
             stats: Stats::default(),
             registrations,
         };
-        rdma.adopt(card).map_err(|source| OpenError::Os { what: "watch the card", source })?;
+        for (place, card) in opened.into_iter().enumerate() {
+            rdma.adopt(place, card).map_err(|source| OpenError::Os { what: "watch the card", source })?;
+        }
         Ok(rdma)
     }
 
-    /// The card is open: be woken by it, and register with it what there is.
-    fn adopt(&mut self, card: Card) -> std::io::Result<()> {
+    /// A card is open: be woken by it, and register with it what there is.
+    fn adopt(&mut self, place: usize, card: Card) -> std::io::Result<()> {
         for fd in card.descriptors() {
             epoll::add(&self.news, fd, EventData::new_u64(0), EventFlags::IN)?;
         }
         for local in self.regions.values_mut() {
-            local.memory = register(&card, &local.map);
+            local.memories[place] = register(&card, &local.map);
         }
         self.armed = false;
-        self.card = Some(card);
+        self.cards[place] = Some(card);
         Ok(())
+    }
+
+    fn cards_open(&self) -> usize {
+        self.cards.iter().flatten().count()
     }
 
     /// Bytes of this process that RDMA takes for one connection, beside what all share; without what the card's driver
@@ -205,7 +230,7 @@ impl<S: Streams> Rdma<S> {
         self.peers.get(&connection).is_some_and(|peer| peer.told && !peer.closing)
     }
 
-    /// Looks at what the card has, and moves everything along. Whether there was anything.
+    /// Looks at what the cards have, and moves everything along. Whether there was anything.
     fn progress(&mut self) -> bool {
         let any = self.harvest();
         self.expire();
@@ -213,41 +238,44 @@ impl<S: Streams> Rdma<S> {
         any
     }
 
-    /// Asks to be woken by the card; whether it is safe to sleep, since nothing came meanwhile.
+    /// Asks to be woken by the cards; whether it is safe to sleep, since nothing came meanwhile.
     fn may_sleep(&mut self) -> bool {
-        let Some(card) = &self.card else { return true };
-        if self.armed {
+        if self.armed || self.cards_open() == 0 {
             return true;
         }
-        card.arm();
+        self.cards.iter().flatten().for_each(Card::arm);
         self.armed = true;
-        // What completed before the card was armed wakes nobody.
+        // What completed before a card was armed wakes nobody.
         !self.harvest()
     }
 
     /// Takes the news that have woken us.
     fn take_news(&mut self) {
-        let Some(card) = &self.card else { return };
-        card.take_wakes();
+        self.cards.iter().flatten().for_each(Card::take_wakes);
         self.armed = false;
-        while let Some(event) = self.card.as_ref().and_then(Card::event) {
-            self.card_event(event);
+        for place in 0..LANES_MAX {
+            while let Some(event) = self.cards[place].as_ref().and_then(Card::event) {
+                self.card_event(place, event);
+            }
         }
     }
 
     /// How long to look before sleeping: as long as waits have lately taken, if that was short.
     fn spin_us(&self) -> u64 {
+        let busy = self.cards.iter().flatten().any(|card| card.outstanding > 0);
         match self.wait_us {
-            Some(wait_us) if self.outstanding > 0 && wait_us <= SPIN_US_MAX => 2 * wait_us.max(5),
+            Some(wait_us) if busy && wait_us <= SPIN_US_MAX => 2 * wait_us.max(5),
             _ => self.config.spin_us,
         }
     }
 }
 
-/// Registers with the card; what it refuses is read over the streams.
+/// Registers with a card; what all refuse is read over the streams.
 fn register(card: &Card, map: &Arc<Map>) -> Option<card::Memory> {
     card.register(map)
-        .inspect_err(|error| tracing::warn!(%error, "a segment is not registered: its data goes over TCP"))
+        .inspect_err(|error| {
+            tracing::warn!(device = card.choice.device, %error, "a segment is not registered: its data goes another way");
+        })
         .ok()
 }
 
@@ -266,10 +294,10 @@ impl<S: Streams> Transport for Rdma<S> {
 
     fn register(&mut self, map: &Arc<Map>) -> Region {
         let region = self.engine.register(map);
-        let memory = self.card.as_ref().and_then(|card| register(card, map));
+        let memories = self.cards.each_ref().map(|card| card.as_ref().and_then(|card| register(card, map)));
         let id = (region.id, region.generation);
         self.by_segment.insert(map.segment(), id);
-        self.regions.insert(id, Local { region, map: map.clone(), memory });
+        self.regions.insert(id, Local { region, map: map.clone(), memories });
         self.tell_key(id);
         region
     }
@@ -277,7 +305,7 @@ impl<S: Streams> Transport for Rdma<S> {
     fn deregister(&mut self, region: Region) -> bool {
         let id = (region.id, region.generation);
         if let Some(local) = self.regions.remove(&id) {
-            // The card refuses it from here on: whoever has the key still, reads nothing any more.
+            // The cards refuse it from here on: whoever has the key still, reads nothing any more.
             if self.by_segment.get(&local.map.segment()) == Some(&id) {
                 self.by_segment.remove(&local.map.segment());
             }
@@ -405,7 +433,7 @@ impl<S: Streams> Transport for Rdma<S> {
 
 impl<S: Streams> Drop for Rdma<S> {
     fn drop(&mut self) {
-        // Queue pairs first: they hold the leases that the card may write to, and the card cannot close before.
+        // Queue pairs first: they hold the leases that cards may write to, and cards cannot close before.
         self.peers.clear();
         self.regions.clear();
     }

@@ -35,6 +35,8 @@ pub(super) enum Work {
     Read {
         /// Whose.
         op: u64,
+        /// Where in the read it begins.
+        at: usize,
         /// The piece's length.
         bytes: usize,
         /// Kept until the card is done with it.
@@ -56,12 +58,19 @@ pub(super) enum Work {
     },
 }
 
+/// Work requests that each queue pair of a link with so many lanes holds: a link takes about the same memory whether
+/// it has one lane or several.
+const fn depth_of(lanes: usize) -> usize {
+    (QUEUE_DEPTH + 1) / lanes.next_power_of_two() - 1
+}
+
 /// A reliable connection's end.
 pub(super) struct QueuePair {
     shared: Rc<Shared>,
     qp: *mut ibv_qp,
-    mark: u64,
+    pub(super) mark: u64,
     inline_bytes_max: usize,
+    depth: usize,
     /// Not reported yet, oldest first. Emptied only after the card is done with it.
     posted: VecDeque<Work>,
     /// What the peer needs to connect.
@@ -69,11 +78,13 @@ pub(super) struct QueuePair {
 }
 
 impl QueuePair {
-    /// A queue pair whose completions carry `mark`, which is 2^32 or more. `psn` is a random number.
-    pub(super) fn new(card: &Card, mark: u64, psn: u32) -> Result<QueuePair, CardError> {
+    /// A queue pair of a link with so many `lanes`, whose completions carry `mark`, which is 2^32 or more. `psn` is a
+    /// random number.
+    pub(super) fn new(card: &Card, lanes: usize, mark: u64, psn: u32) -> Result<QueuePair, CardError> {
         assert!(mark >= 1 << 32, "smaller marks are buffers");
         let fail = |what, source| CardError::Os { what, source };
         let shared = card.shared.clone();
+        let depth = depth_of(lanes);
         // SAFETY: zero is valid for these plain structs; queue and domain exist as long as `shared`, which the
         // result holds.
         unsafe {
@@ -81,7 +92,7 @@ impl QueuePair {
             (init.send_cq, init.recv_cq, init.srq) = (shared.cq, shared.cq, shared.srq);
             init.qp_type = ibv_qp_type::IBV_QPT_RC;
             init.sq_sig_all = 1;
-            init.cap.max_send_wr = QUEUE_DEPTH as u32;
+            init.cap.max_send_wr = depth as u32;
             init.cap.max_send_sge = 1;
             init.cap.max_inline_data = INLINE_BYTES;
             let mut qp = (shared.library.create_qp)(shared.pd, &raw mut init);
@@ -106,7 +117,8 @@ impl QueuePair {
                 probe_bytes: card.probe_bytes,
             };
             let inline_bytes_max = init.cap.max_inline_data as usize;
-            let queue = QueuePair { shared, qp, mark, inline_bytes_max, posted: VecDeque::new(), end };
+            let posted = VecDeque::new();
+            let queue = QueuePair { shared, qp, mark, inline_bytes_max, depth, posted, end };
             let mut attr: ibv_qp_attr = std::mem::zeroed();
             attr.qp_state = ibv_qp_state::IBV_QPS_INIT;
             attr.port_num = choice.port;
@@ -187,6 +199,11 @@ impl QueuePair {
         self.posted.len()
     }
 
+    /// Whether it takes more work.
+    pub(super) fn has_room(&self) -> bool {
+        self.posted.len() < self.depth
+    }
+
     /// Reads `bytes` bytes at `from` of the peer into byte `at` of `lease`, which lies in `memory`.
     pub(super) fn read(
         &mut self,
@@ -202,7 +219,7 @@ impl QueuePair {
         let local = ibv_sge { addr: address, length: bytes as u32, lkey: memory.local_key };
         // SAFETY: the bytes are the lease's by the first assertion, and `posted` holds it until the card is done.
         unsafe { self.post(local, ibv_wr_opcode::IBV_WR_RDMA_READ, from, false)? };
-        self.posted.push_back(Work::Read { op, bytes, lease: lease.clone() });
+        self.posted.push_back(Work::Read { op, at, bytes, lease: lease.clone() });
         Ok(())
     }
 

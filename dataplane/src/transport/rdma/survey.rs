@@ -94,8 +94,32 @@ unsafe fn port(library: &Library, context: *mut ibv_context, number: u8) -> Opti
             active: attr.state == ibv_port_state::IBV_PORT_ACTIVE,
             ethernet: attr.link_layer == LINK_LAYER_ETHERNET,
             mtu_bytes: 128 << attr.active_mtu.min(5),
+            mbit_s: mbit_s(attr.active_width, attr.active_speed),
             lid: attr.lid,
             gids: gids.collect(),
         })
     }
+}
+
+/// A port's speed from the codes of its width and of the speed of each of its wires; 0 for codes that are not known.
+fn mbit_s(width: u8, speed: u8) -> u32 {
+    let wires = match width {
+        1 => 1,
+        2 => 4,
+        4 => 8,
+        8 => 12,
+        16 => 2,
+        _ => 0,
+    };
+    let each = match speed {
+        1 => 2_500,
+        2 => 5_000,
+        4 | 8 => 10_000,
+        16 => 14_000,
+        32 => 25_000,
+        64 => 50_000,
+        128 => 100_000,
+        _ => 0,
+    };
+    wires * each
 }
