@@ -5,6 +5,7 @@
 
 use super::exit::Exit;
 use crate::netns::Lab;
+use crate::workflow::parse_size;
 use anyhow::Context;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -25,7 +26,7 @@ const END_MAX: Duration = Duration::from_secs(35);
 Examples:
   dflow dev --nodes 3
   DFLOW_SERVER=127.0.0.1:7400 dflow submit --watch workflow.yaml
-  dflow dev --nodes 3 --bandwidth 50        # as root: own namespaces, shaped links")]
+  dflow dev --nodes 3 --bandwidth 50MB/s    # as root: own namespaces, shaped links")]
 pub(super) struct DevArgs {
     /// Nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16), value_name = "N")]
@@ -33,8 +34,8 @@ pub(super) struct DevArgs {
     /// Cores that each node gives its functions
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024), value_name = "K")]
     cpus: u32,
-    /// Megabytes a second that leave each node at most (needs root: namespaces and tc)
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), value_name = "MB/S")]
+    /// What leaves and reaches each node at most, such as 50MB/s (needs root: namespaces and tc); a number alone is in MB/s
+    #[arg(long, value_parser = parse_bandwidth, value_name = "RATE")]
     bandwidth: Option<u64>,
     /// Memory of each node's store
     #[arg(long, default_value = "1GiB", value_name = "SIZE")]
@@ -46,6 +47,16 @@ struct Ends {
     name: String,
     api: SocketAddr,
     data: SocketAddr,
+}
+
+/// Bytes a second.
+fn parse_bandwidth(text: &str) -> Result<u64, String> {
+    let size = text.strip_suffix("/s").unwrap_or(text);
+    let bytes = match size.parse::<u64>() {
+        Ok(megabytes) => megabytes.saturating_mul(1_000_000),
+        Err(_) => parse_size(size)?,
+    };
+    if bytes < 1_000_000 { Err("it is at least 1MB/s".into()) } else { Ok(bytes) }
 }
 
 pub(super) fn run(args: &DevArgs) -> Exit {
@@ -60,7 +71,7 @@ pub(super) fn run(args: &DevArgs) -> Exit {
 
 fn cluster(args: &DevArgs) -> anyhow::Result<()> {
     let lab = match args.bandwidth {
-        Some(mb) => Some(Lab::new(args.nodes.into(), Some(mb * 1_000_000))?),
+        Some(bytes_per_s) => Some(Lab::new(args.nodes.into(), Some(bytes_per_s))?),
         None => None,
     };
     let folder = tempdir()?;
@@ -80,8 +91,8 @@ fn cluster(args: &DevArgs) -> anyhow::Result<()> {
         command.args(["--api", &own.api.to_string(), "--data", &own.data.to_string()]);
         command.arg("--secret-file").arg(&secret);
         command.args(["--cpus", &args.cpus.to_string(), "--store", &args.store, "--log", "warn"]);
-        if let Some(mb) = args.bandwidth {
-            command.args(["--link", &format!("{mb}MB")]);
+        if let Some(bytes_per_s) = args.bandwidth {
+            command.args(["--link", &bytes_per_s.to_string()]);
         }
         if !peers.is_empty() {
             command.args(["--peers", &peers.join(" ")]);
@@ -244,5 +255,18 @@ fn answers(api: SocketAddr, node: usize, lab: Option<&Lab>) -> bool {
         Some(lab) => std::thread::scope(|scope| {
             scope.spawn(|| lab.enter_thread(node).is_ok() && connects()).join().unwrap_or(false)
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bandwidth;
+
+    #[test]
+    fn a_rate_has_a_unit_or_is_in_megabytes() {
+        for text in ["50", "50MB", "50MB/s"] {
+            assert_eq!(parse_bandwidth(text), Ok(50_000_000), "{text}");
+        }
+        assert!(parse_bandwidth("50kB/s").is_err() && parse_bandwidth("fast").is_err());
     }
 }

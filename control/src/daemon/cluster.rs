@@ -37,6 +37,9 @@ pub(super) fn cluster(loaded: &Loaded) -> Result<Option<ClusterConfig>, DaemonEr
         config.peers.push(PeerConfig { node: number(&peer.name), name: peer.name.clone(), address });
     }
     config.labels = settings.labels.clone();
+    config.backend = settings.backend;
+    config.spin_us = settings.node.engine_spin_us.into();
+    config.rdma_device = settings.rdma_device.clone();
     config.link_bytes_per_s = settings.link_bytes_per_s;
     Ok(Some(config))
 }

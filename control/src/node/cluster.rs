@@ -31,8 +31,12 @@ pub struct ClusterConfig {
     pub peers: Vec<PeerConfig>,
     /// What moves bytes between them.
     pub backend: Backend,
+    /// RDMA devices to use, separated by commas; `None`: those that suit the address.
+    pub rdma_device: Option<String>,
     /// Bulk streams of each connection.
     pub lanes: u16,
+    /// Microseconds that the network thread looks before it sleeps.
+    pub spin_us: u64,
     /// What a link between two nodes carries each way, in bytes a second; steps are placed by it.
     pub link_bytes_per_s: u64,
     /// The network this node lives in, as one of its nodes; `None`: the caller's.
@@ -106,7 +110,9 @@ impl ClusterConfig {
             listen,
             peers: Vec::new(),
             backend: Backend::Auto,
+            rdma_device: None,
             lanes: 2,
+            spin_us: 0,
             link_bytes_per_s: LINK_BYTES_PER_S,
             lab: None,
             labels: Vec::new(),

@@ -13,6 +13,7 @@ use dflow_proto::store::Lease;
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Connections of a node; as many errands are under way at one time.
@@ -69,10 +70,13 @@ pub(super) struct Remote {
 impl Remote {
     pub(super) fn start(baseline: Arc<Baseline>, requests: &Requests) -> io::Result<Self> {
         let (queue, errands) = bounded(ERRANDS_MAX);
+        /// Nodes number their runs alike, and several may share a store.
+        static NODES: AtomicU32 = AtomicU32::new(0);
+        let node = NODES.fetch_add(1, Ordering::Relaxed);
         for _ in 0..THREADS {
             let (baseline, errands, requests) = (baseline.clone(), errands.clone(), requests.clone());
             let thread = std::thread::Builder::new().name("dflow-remote".into());
-            thread.spawn(move || serve(&baseline, &errands, &requests))?;
+            thread.spawn(move || serve(node, &baseline, &errands, &requests))?;
         }
         Ok(Remote { baseline, queue })
     }
@@ -83,8 +87,8 @@ impl Remote {
     }
 }
 
-fn serve(baseline: &Baseline, errands: &Receiver<Errand>, requests: &Requests) {
-    let mut line = Line { at: baseline.remote, stream: None, piece: vec![0; PIECE_BYTES] };
+fn serve(node: u32, baseline: &Baseline, errands: &Receiver<Errand>, requests: &Requests) {
+    let mut line = Line { node, at: baseline.remote, stream: None, piece: vec![0; PIECE_BYTES] };
     if let Some(lab) = &baseline.lab
         && let Err(error) = lab.enter_thread(0)
     {
@@ -101,7 +105,8 @@ fn serve(baseline: &Baseline, errands: &Receiver<Errand>, requests: &Requests) {
                 let result = line.tried(|line| {
                     objects.iter().try_for_each(|(key, bytes, _)| {
                         baseline.traffic.stored(bytes.len() as u64);
-                        line.put(&name(*key), bytes)
+                        let name = line.name(*key);
+                        line.put(&name, bytes)
                     })
                 });
                 let leases = objects.into_iter().map(|(_, bytes, lease)| {
@@ -111,7 +116,7 @@ fn serve(baseline: &Baseline, errands: &Receiver<Errand>, requests: &Requests) {
                 Done { job, attempt, stored: Some(leases.collect()), result }
             }
             Errand::Delete(keys) => {
-                let names: Vec<_> = keys.into_iter().map(name).collect();
+                let names: Vec<_> = keys.into_iter().map(|key| line.name(key)).collect();
                 let result =
                     names.chunks(KEYS_MAX).try_for_each(|names| line.tried(|line| line.delete(names)));
                 if let Err(error) = result {
@@ -137,25 +142,29 @@ fn fetch(
         line.ping()?;
     }
     for (key, bytes) in objects {
-        line.take(&name(*key), *bytes)?;
+        let name = line.name(*key);
+        line.take(&name, *bytes)?;
         baseline.traffic.fetched(*bytes);
     }
     Ok(())
 }
 
-/// An object's name there.
-fn name(key: ObjectKey) -> String {
-    format!("{}/{}/{}/{}/{}", key.run.0, key.invocation.step, key.invocation.item, key.port, key.item)
-}
-
 /// One connection.
 struct Line {
+    /// Which of the nodes of this process it is for.
+    node: u32,
     at: SocketAddr,
     stream: Option<BufReader<TcpStream>>,
     piece: Vec<u8>,
 }
 
 impl Line {
+    /// An object's name in the store.
+    fn name(&self, key: ObjectKey) -> String {
+        let (node, run) = (self.node, key.run.0);
+        format!("{node}/{run}/{}/{}/{}/{}", key.invocation.step, key.invocation.item, key.port, key.item)
+    }
+
     /// Does something on the connection, which is closed if that fails half-way.
     fn tried(&mut self, act: impl FnOnce(&mut Self) -> Result<(), RemoteError>) -> Result<(), RemoteError> {
         let result = self.open().and_then(|()| act(self));

@@ -263,8 +263,12 @@ impl<'a> Planner<'a> {
         let parts = hosts.len() as u64;
         let part = |node: NodeIndex| hosts.iter().filter(|host| **host == node).count() as u64;
         let away = parts - part(lead);
-        let there = ready + if away > 0 { HOP_US + self.carry_us(list_bytes / parts * away) } else { 0 };
-        let back_us = if away > 0 { HOP_US + self.carry_us(put_bytes / parts * away) } else { 0 };
+        // Items are worked on as they arrive, and gathered as they end: the first piece is waited for, and the last.
+        let items = self.items(step);
+        let hop_us = if away > 0 { HOP_US } else { 0 };
+        let first = ready + hop_us + self.carry_us(list_bytes / items);
+        let there = ready + hop_us + self.carry_us(list_bytes / parts * away);
+        let back_us = hop_us + self.carry_us(put_bytes / items);
         if for_good {
             let link = &mut self.links[usize::from(lead)];
             link.out_us = link.out_us.max(there);
@@ -272,10 +276,12 @@ impl<'a> Planner<'a> {
         }
         let mut end = ready;
         for node in 0..self.cores.len() as NodeIndex {
-            let items = (self.items(step) * part(node)).div_ceil(parts);
-            if items > 0 {
-                let from = if node == lead { ready } else { there };
-                end = end.max(self.run(step, node, from, items, for_good).1);
+            let share = (items * part(node)).div_ceil(parts);
+            if share > 0 && node == lead {
+                end = end.max(self.run(step, node, ready, share, for_good).1);
+            } else if share > 0 {
+                let worked = self.run(step, node, first, share, for_good).1;
+                end = end.max(worked).max(there + self.costs[step as usize].busy_us(1, 1));
             }
         }
         // Whoever gathers it waits for that by itself.

@@ -3,6 +3,7 @@
 
 use super::{LogFormat, Peer, Settings};
 use crate::workflow::parse_size;
+use dflow_dataplane::transport::Backend;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ impl Key {
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 30] = [
+pub const KEYS: [Key; 32] = [
     Key {
         name: "name",
         value: "NAME",
@@ -88,6 +89,27 @@ pub const KEYS: [Key; 30] = [
         help: "What steps may ask for by placement: {prefer: \"label:NAME\"}, besides the node's name, separated by blanks",
         set: |s, v| put(&mut s.labels, Ok(v.split_whitespace().map(str::to_owned).collect())),
         show: |s| s.labels.join(" "),
+    },
+    Key {
+        name: "transport",
+        value: "auto|rdma|uring|tcp",
+        help: "What carries data between nodes: auto takes RDMA where both ends have it, and TCP elsewhere",
+        set: |s, v| {
+            let found = TRANSPORTS.iter().find(|(name, _)| *name == v);
+            let (_, backend) = found.ok_or("it is `auto`, `rdma`, `uring` or `tcp`")?;
+            s.backend = *backend;
+            Ok(())
+        },
+        show: |s| {
+            TRANSPORTS.iter().find(|(_, backend)| *backend == s.backend).map_or("", |(name, _)| name).into()
+        },
+    },
+    Key {
+        name: "cards",
+        value: "LIST",
+        help: "RDMA devices to use, such as mlx5_0 or mlx5_0,mlx5_1; `none`: those that suit the address of `data`",
+        set: |s, v| put(&mut s.rdma_device, Ok((!v.is_empty() && v != "none").then(|| v.to_owned()))),
+        show: |s| s.rdma_device.clone().unwrap_or_else(|| "none".into()),
     },
     Key {
         name: "link",
@@ -165,7 +187,7 @@ pub const KEYS: [Key; 30] = [
     Key {
         name: "engine_spin_us",
         value: "US",
-        help: "Microseconds the engine spins before it sleeps; worth it only with a core to spare",
+        help: "Microseconds the engine and the network thread spin before they sleep; worth it only with two cores to spare",
         set: |s, v| put(&mut s.node.engine_spin_us, number(v)),
         show: |s| s.node.engine_spin_us.to_string(),
     },
@@ -268,6 +290,10 @@ pub const KEYS: [Key; 30] = [
         show: |s| s.log_format.word().to_owned(),
     },
 ];
+
+/// Words for what carries data.
+const TRANSPORTS: [(&str, Backend); 4] =
+    [("auto", Backend::Auto), ("rdma", Backend::Rdma), ("uring", Backend::Uring), ("tcp", Backend::Tcp)];
 
 fn put<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
     *place = value?;

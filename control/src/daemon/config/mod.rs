@@ -12,6 +12,7 @@ pub use layer::{ConfigError, Origin};
 
 use crate::history;
 use crate::node::{LINK_BYTES_PER_S, NodeConfig};
+use dflow_dataplane::transport::Backend;
 use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
@@ -46,6 +47,10 @@ pub struct Settings {
     pub peers: Vec<Peer>,
     /// What steps may ask for when they are placed.
     pub labels: Vec<String>,
+    /// What carries data between nodes.
+    pub backend: Backend,
+    /// RDMA devices to use; `None`: those that suit.
+    pub rdma_device: Option<String>,
     /// What the link to each peer carries, in bytes a second.
     pub link_bytes_per_s: u64,
     /// Runs that may be under way at one time.
@@ -118,6 +123,8 @@ impl Default for Settings {
             secret_file: None,
             peers: Vec::new(),
             labels: Vec::new(),
+            backend: Backend::Auto,
+            rdma_device: None,
             link_bytes_per_s: LINK_BYTES_PER_S,
             runs_max: 10_000,
             keep: Duration::from_secs(600),

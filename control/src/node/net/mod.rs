@@ -192,6 +192,8 @@ fn open(config: &ClusterConfig) -> Result<Box<dyn Transport>, OpenError> {
     let mut wire = Config::new(&config.cluster, config.node, config.epoch, config.secret.clone());
     wire.listen = Some(config.listen);
     wire.lanes = config.lanes;
+    wire.spin_us = config.spin_us;
+    wire.rdma_device = config.rdma_device.clone();
     transport::open(wire, config.backend).map(|(transport, _)| transport)
 }
 

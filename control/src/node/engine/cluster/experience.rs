@@ -93,8 +93,8 @@ fn seen(steps: &[Step], records: &[Record]) -> Vec<Cost> {
         }
     }
     for ((cost, busy_us), ended) in costs.iter_mut().zip(busy_us).zip(ended) {
-        if ended > 0 {
-            cost.run_us = (busy_us / ended).max(1);
+        if let Some(mean_us) = busy_us.checked_div(ended) {
+            cost.run_us = mean_us.max(1);
             cost.items = ended;
         }
     }
