@@ -185,7 +185,9 @@ fn until_connected(scene: &Scene, node: &Daemon, count: usize) {
     loop {
         let nodes = cli(scene, node, &["nodes", "-o", "json"]);
         let nodes: Value = serde_json::from_slice(&nodes.stdout).unwrap_or_default();
-        let up = nodes.as_array().into_iter().flatten().filter(|node| node["state"] == "ready").count();
+        // Each answers, and has a link to another.
+        let is_up = |node: &&Value| node["state"] == "ready" && node["links"][0].is_object();
+        let up = nodes.as_array().into_iter().flatten().filter(is_up).count();
         if up == count {
             return;
         }

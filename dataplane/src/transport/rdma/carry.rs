@@ -15,7 +15,7 @@ use std::rc::Rc;
 /// One work request reads at most so much: what is lost when a link breaks, and how long a small read waits behind
 /// a large one, are a few of these.
 const PIECE_BYTES: usize = 2 << 20;
-/// Bytes of a connection's reads that a lane has at a time. More than is in flight on any wire, and little enough
+/// Bytes of a connection's reads that its lanes have at a time, all together. More than is in flight on any wire, and little enough
 /// that a read whose deadline has passed ends soon after: what the card has cannot be taken back.
 const READING_BYTES_MAX: usize = 4 << 20;
 /// Marks asides, which no operation stands for.
@@ -137,6 +137,9 @@ impl<S: Streams> Rdma<S> {
             let remote = peer.keys.get(&(region.id, region.generation));
             let segment = self.by_segment.get(&lease.extent().segment);
             let memories = segment.map(|id| &self.regions[id].memories);
+            // Several lanes have smaller pieces, so that each has as many under way as one alone.
+            let lanes = peer.lanes.iter().flatten().count().max(1);
+            let reading_bytes: usize = peer.lanes.iter().flatten().map(|lane| lane.reading_bytes).sum();
             let mut least: Option<(usize, &mut Lane)> = None;
             let mut reachable = false;
             for (number, lane) in peer.lanes.iter_mut().enumerate() {
@@ -163,9 +166,10 @@ impl<S: Streams> Rdma<S> {
             }
             let Some((number, lane)) = least else { break };
             let card = self.cards[lane.card].as_mut().expect("its lanes end before it does");
-            let piece =
-                (operation.bytes - *given_bytes).min(PIECE_BYTES).min(card.limits.message_bytes_max as usize);
-            if lane.reading_bytes > 0 && lane.reading_bytes + piece > READING_BYTES_MAX {
+            let piece = (operation.bytes - *given_bytes)
+                .min(PIECE_BYTES / lanes)
+                .min(card.limits.message_bytes_max as usize);
+            if reading_bytes > 0 && reading_bytes + piece > READING_BYTES_MAX {
                 break;
             }
             let (Some(remote), Some(memories)) = (remote, memories) else { unreachable!("it is reachable") };
