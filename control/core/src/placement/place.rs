@@ -1,10 +1,10 @@
 //! Choosing nodes: list scheduling by critical path, over links that carry one transfer after the other.
 //!
 //! Steps are taken in the order of their rank (the time from a step's start to the end of the run), and each
-//! goes to the node where it would end first, unless all of the run would end about as soon at its home: when its inputs are there and a core is free. What lies on the same node
+//! goes to the node where it would end first: when its inputs are there and a core is free. What lies on the same node
 //! costs nothing; what lies on another has to be moved, once for each node, and waits until the source's link and the
 //! target's have done what was given to them before. So a chain stays where its data is, and branches spread when one
-//! node has no core left for them.
+//! node has no core left for them. All of it stays at the run's home if it would end there about as soon.
 //!
 //! A foreach step is led where its list lies. Its items are dealt out over all nodes by their cores, unless it is known
 //! how many they are and how long they take, and that moving them would cost more than waiting for the cores of one
@@ -423,6 +423,19 @@ mod tests {
         Graph { functions: vec![function], steps: steps.collect(), ..Graph::default() }
     }
 
+    /// A list, and a foreach over it.
+    fn wide() -> Graph {
+        let mut wide = graph(&[(&[], 0, 0), (&[0], 0, 0)]);
+        wide.steps[1].foreach = Some(Foreach {
+            over: Source::Output { step: 0, port: 0 },
+            json: false,
+            parallel_max: 0,
+            items_max: 0,
+            tolerate: Tolerate::Count(0),
+        });
+        wide
+    }
+
     fn leads(draft: &Draft) -> Vec<NodeIndex> {
         draft.placement.steps.iter().map(Place::lead).collect()
     }
@@ -467,14 +480,7 @@ mod tests {
         let draft = place(&chain, &TWO, 50, Known { wishes: &wishes, ..Known::default() }).unwrap();
         assert_eq!(leads(&draft), [1, 1, 0]);
 
-        let mut wide = graph(&[(&[], 0, 0), (&[0], 0, 0)]);
-        wide.steps[1].foreach = Some(Foreach {
-            over: Source::Output { step: 0, port: 0 },
-            json: false,
-            parallel_max: 0,
-            items_max: 0,
-            tolerate: Tolerate::Count(0),
-        });
+        let wide = wide();
         let hosts = |wish| {
             let wishes = [Wish::Anywhere, wish];
             let known = Known { wishes: &wishes, ..Known::default() };
@@ -501,7 +507,7 @@ mod tests {
 
     #[test]
     fn a_link_carries_one_transfer_after_the_other() {
-        // Four outputs of 10 ms each on the link: by the third transfer, waiting for the one core is as good.
+        // One output of 10 ms on the link, and three readers of 15 ms for two cores.
         let cost = |run_us, bytes| Cost { run_us, items: 1, bytes: Box::new([bytes]) };
         let fan = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[0], 0, 0), (&[0], 0, 0)]);
         let costs = [cost(1_000, 500_000), cost(15_000, 0), cost(15_000, 0), cost(15_000, 0)];
@@ -519,14 +525,7 @@ mod tests {
 
     #[test]
     fn items_are_dealt_out_where_that_pays() {
-        let mut wide = graph(&[(&[], 0, 0), (&[0], 0, 0)]);
-        wide.steps[1].foreach = Some(Foreach {
-            over: Source::Output { step: 0, port: 0 },
-            json: false,
-            parallel_max: 0,
-            items_max: 0,
-            tolerate: Tolerate::Count(0),
-        });
+        let wide = wide();
         let hosts = |run_us, list_bytes| {
             let costs = [
                 Cost { run_us: 1_000, items: 1, bytes: Box::new([list_bytes]) },
