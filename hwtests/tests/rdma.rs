@@ -33,6 +33,7 @@ fn all_laws<W: World>(world: impl Fn() -> W) {
         laws::small_overtakes_bulk,
         laws::close_completes_everything,
         laws::a_waker_wakes,
+        laws::a_watched_descriptor_wakes,
         faults::a_peer_dies,
         faults::a_peer_hangs,
         faults::late_answers_are_dropped,

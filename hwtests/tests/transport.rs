@@ -75,6 +75,7 @@ law!(
     laws::small_overtakes_bulk,
     laws::close_completes_everything,
     laws::a_waker_wakes,
+    laws::a_watched_descriptor_wakes,
     faults::a_peer_dies,
     faults::a_peer_hangs,
     faults::late_answers_are_dropped,

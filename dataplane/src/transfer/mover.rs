@@ -5,8 +5,8 @@ mod peers;
 use super::Moved;
 use super::holding::{Holdings, Publication};
 use crate::transport::{
-    Completion, ConnectionId, Event as Heard, Lease, NodeId, Op, OpError, OpId, Path, PollError, Region,
-    Stats, Transport, Wake,
+    Completion, ConnectionId, Event as Heard, Lease, NodeId, Op, OpError, OpId, OpenError, Path, PollError,
+    Region, Stats, Transport, Wake,
 };
 use dflow_proto::Tick;
 use dflow_proto::ids::{Extent, ObjectKey, RunId, SegmentId};
@@ -20,6 +20,7 @@ use peers::Peer;
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,6 +121,14 @@ impl<T: Transport> Mover<T> {
     /// Wakes a sleeping [`Mover::poll`].
     pub fn waker(&self) -> Arc<dyn Wake> {
         self.transport.waker()
+    }
+
+    /// Lets [`Mover::poll`] return also while `fd` is readable. For one descriptor.
+    ///
+    /// # Errors
+    /// The kernel refuses to watch it.
+    pub fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError> {
+        self.transport.watch(fd)
     }
 
     /// The transport, to look at.

@@ -5,13 +5,14 @@
 //! spoils still completes exactly once.
 
 use super::{
-    Capabilities, ConnectionId, Event, NodeId, Op, OpError, OpId, Path, PollError, Refused, Region, Stats,
-    Transport, Wake,
+    Capabilities, ConnectionId, Event, NodeId, Op, OpError, OpId, OpenError, Path, PollError, Refused,
+    Region, Stats, Transport, Wake,
 };
 use dflow_proto::Tick;
 use dflow_shm::segment::Map;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -209,6 +210,10 @@ impl<T: Transport> Transport for Faulty<T> {
 
     fn waker(&self) -> Arc<dyn Wake> {
         self.inner.waker()
+    }
+
+    fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError> {
+        self.inner.watch(fd)
     }
 
     fn sever(&mut self, connection: ConnectionId, after_bytes: u64) {

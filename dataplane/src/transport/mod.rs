@@ -52,6 +52,7 @@ use dflow_proto::Tick;
 pub use dflow_proto::wire::{Epoch, NodeId, Region};
 use dflow_shm::segment::Map;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -233,6 +234,13 @@ pub trait Transport {
     /// To wake the polling thread by.
     fn waker(&self) -> Arc<dyn Wake>;
 
+    /// Lets polls return also while `fd` is readable, so that the polling thread can wait for what is not the
+    /// transport's. For one descriptor, which the caller makes unreadable before the next poll.
+    ///
+    /// # Errors
+    /// The kernel refuses to watch it.
+    fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError>;
+
     /// The seam of the fault decorator: breaks the connection, without a word to the peer, at the moment when
     /// `after_bytes` more bytes have been received on it.
     fn sever(&mut self, connection: ConnectionId, after_bytes: u64);
@@ -277,6 +285,9 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
     }
     fn waker(&self) -> Arc<dyn Wake> {
         (**self).waker()
+    }
+    fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError> {
+        (**self).watch(fd)
     }
     fn sever(&mut self, connection: ConnectionId, after_bytes: u64) {
         (**self).sever(connection, after_bytes);

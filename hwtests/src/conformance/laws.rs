@@ -4,6 +4,7 @@ use super::{Bed, World, assert_bytes, assert_read};
 use dflow_dataplane::transport::{Broken, Config, Epoch, NodeId, Op, OpError, RefusedWhy, Secret, Transport};
 use dflow_proto::wire::ErrorCode;
 use dflow_proto::wire::handshake::{HandshakeError, Refusal};
+use rustix::event::{EventfdFlags, eventfd};
 use std::time::Duration;
 
 fn defaults(_: &mut Config) {}
@@ -309,4 +310,35 @@ pub fn a_waker_wakes<W: World>(world: W) {
         transport.poll(&mut Vec::new(), Duration::from_secs(20)).expect("polls");
     });
     assert!(transport.now().since_us(started) < 10_000_000);
+}
+
+/// So can a descriptor that becomes readable, and one that stays readable ends every poll.
+pub fn a_watched_descriptor_wakes<W: World>(world: W) {
+    let mut bed = Bed::new(world, 1, defaults);
+    let transport = &mut bed.nodes[0].transport;
+    if transport.capabilities().virtual_time {
+        return;
+    }
+    let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd");
+    transport.watch(bell.try_clone().expect("a descriptor")).expect("watched");
+    let mut word = [0; 8];
+    for _ in 0..3 {
+        let started = transport.now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(20));
+                rustix::io::write(&bell, &1u64.to_ne_bytes()).expect("rings");
+            });
+            while rustix::io::read(&bell, &mut word).is_err() {
+                transport.poll(&mut Vec::new(), Duration::from_secs(20)).expect("polls");
+            }
+        });
+        assert!(transport.now().since_us(started) < 10_000_000, "it was not woken");
+    }
+    rustix::io::write(&bell, &1u64.to_ne_bytes()).expect("rings");
+    let started = transport.now();
+    for _ in 0..10 {
+        transport.poll(&mut Vec::new(), Duration::from_secs(20)).expect("polls");
+    }
+    assert!(transport.now().since_us(started) < 10_000_000, "it slept while the bell rang");
 }

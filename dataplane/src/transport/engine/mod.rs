@@ -29,6 +29,7 @@ use dflow_shm::segment::Map;
 use state::{Connection, Operation, Phase, Stream, Task};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,12 +62,10 @@ pub struct Engine<S: Streams> {
     clock: Tick,
     /// When something small went or came last.
     talked: Tick,
-    /// Somebody has called for the polling thread.
+    /// In this poll, somebody has called for the polling thread.
     woken: bool,
-    /// What is watched beside the streams is readable.
+    /// In this poll, what is watched beside the streams was readable.
     watched: bool,
-    /// A poll ended because somebody called.
-    roused: bool,
     stats: Stats,
 }
 
@@ -101,29 +100,22 @@ impl<S: Streams> Engine<S> {
             incoming: Vec::new(),
             woken: false,
             watched: false,
-            roused: false,
             clock: Tick(0),
             talked: Tick(0),
             stats: Stats::default(),
         })
     }
 
-    /// Polls end also when `fd` is readable; [`Engine::take_watched`] tells.
+    /// Whether the last poll ended because the watched descriptor was readable.
     #[cfg(feature = "rdma")]
-    pub(super) fn watch(&mut self, fd: std::os::fd::OwnedFd) -> Result<(), OpenError> {
-        self.streams.watch(fd)
+    pub(super) fn was_watched(&self) -> bool {
+        self.watched
     }
 
-    /// Whether the watched descriptor was readable since the last call.
+    /// Whether the last poll ended because of a waker.
     #[cfg(feature = "rdma")]
-    pub(super) fn take_watched(&mut self) -> bool {
-        std::mem::take(&mut self.watched)
-    }
-
-    /// Whether a poll ended because of a waker since the last call.
-    #[cfg(feature = "rdma")]
-    pub(super) fn take_roused(&mut self) -> bool {
-        std::mem::take(&mut self.roused)
+    pub(super) fn was_woken(&self) -> bool {
+        self.woken
     }
 
     /// What both ends of a connection offered, as bits of `capability`.
@@ -276,6 +268,7 @@ impl<S: Streams> Transport for Engine<S> {
     }
 
     fn poll(&mut self, events: &mut Vec<Event>, wait: Duration) -> Result<(), PollError> {
+        (self.woken, self.watched) = (false, false);
         self.clock = self.streams.now();
         let until = self.clock.0.saturating_add(wait.as_micros() as u64);
         let mut spin_until = self.clock.0.saturating_add(self.config.spin_us);
@@ -300,9 +293,7 @@ impl<S: Streams> Transport for Engine<S> {
                 self.take_in(event);
             }
             self.incoming = incoming;
-            let woken = std::mem::take(&mut self.woken);
-            self.roused |= woken;
-            if woken || self.watched || !self.found.is_empty() {
+            if self.woken || self.watched || !self.found.is_empty() {
                 break;
             }
             // In virtual time every wait is one step, so that other endpoints take theirs.
@@ -323,6 +314,10 @@ impl<S: Streams> Transport for Engine<S> {
 
     fn waker(&self) -> Arc<dyn Wake> {
         self.streams.waker()
+    }
+
+    fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError> {
+        self.streams.watch(fd)
     }
 
     fn sever(&mut self, connection: ConnectionId, after_bytes: u64) {

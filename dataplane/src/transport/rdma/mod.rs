@@ -51,6 +51,7 @@ use dflow_proto::wire::{READ_BYTES_MAX, WIRE_MESSAGE_BYTES_MAX};
 use dflow_shm::segment::Map;
 use discover::{Choice, Device};
 use lane::PerCard;
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use state::{Local, Operation, Peer};
 use std::cell::Cell;
@@ -66,6 +67,9 @@ const BUFFER_BYTES: usize = 8 << 10;
 /// Waits that have lately been shorter than this are spent looking for completions instead of asleep: going to
 /// sleep and being woken costs about as much. Microseconds.
 const SPIN_US_MAX: u64 = 50;
+/// Marks of what the streams watch for us: the cards' descriptors, and the caller's.
+const CARDS: u64 = 0;
+const CALLERS: u64 = 1;
 
 /// The cards of this host. No card, or no RDMA at all, is an error that says what is missing.
 pub fn survey() -> Result<Vec<Device>, CardError> {
@@ -105,8 +109,10 @@ pub struct Rdma<S: Streams> {
     /// When to look for cards again, and how often that failed.
     reopen_at: Tick,
     reopen_failures: u32,
-    /// Readable when a card has news; watched by the streams.
+    /// Readable when a card has news or the caller's descriptor is readable; watched by the streams.
     news: OwnedFd,
+    /// The caller's descriptor.
+    callers: Option<OwnedFd>,
     armed: bool,
     regions: BTreeMap<(u32, u32), Local>,
     by_segment: BTreeMap<SegmentId, (u32, u32)>,
@@ -175,6 +181,7 @@ impl<S: Streams> Rdma<S> {
             reopen_at: Tick(0),
             reopen_failures: 0,
             news,
+            callers: None,
             armed: false,
             regions: BTreeMap::new(),
             by_segment: BTreeMap::new(),
@@ -202,7 +209,7 @@ impl<S: Streams> Rdma<S> {
     /// A card is open: be woken by it, and register with it what there is.
     fn adopt(&mut self, place: usize, card: Card) -> std::io::Result<()> {
         for fd in card.descriptors() {
-            epoll::add(&self.news, fd, EventData::new_u64(0), EventFlags::IN)?;
+            epoll::add(&self.news, fd, EventData::new_u64(CARDS), EventFlags::IN)?;
         }
         for local in self.regions.values_mut() {
             local.memories[place] = register(&card, &local.map);
@@ -249,8 +256,11 @@ impl<S: Streams> Rdma<S> {
         !self.harvest()
     }
 
-    /// Takes the news that have woken us.
-    fn take_news(&mut self) {
+    /// Takes the news that have woken us; whether they are of the caller's descriptor.
+    fn take_news(&mut self) -> bool {
+        let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(CARDS) }; 16];
+        let ready = epoll::wait(&self.news, events.as_mut_slice(), Some(&Timespec::default())).unwrap_or(0);
+        let callers = events[..ready].iter().any(|event| event.data.u64() == CALLERS);
         self.cards.iter().flatten().for_each(Card::take_wakes);
         self.armed = false;
         for place in 0..LANES_MAX {
@@ -258,6 +268,7 @@ impl<S: Streams> Rdma<S> {
                 self.card_event(place, event);
             }
         }
+        callers
     }
 
     /// How long to look before sleeping: as long as waits have lately taken, if that was short.
@@ -363,9 +374,7 @@ impl<S: Streams> Transport for Rdma<S> {
             }
             let mut heard = std::mem::take(&mut self.heard);
             self.engine.poll(&mut heard, timeout)?;
-            if self.engine.take_watched() {
-                self.take_news();
-            }
+            let called = (self.engine.was_watched() && self.take_news()) | self.engine.was_woken();
             for event in heard.drain(..) {
                 self.hear(event);
             }
@@ -375,7 +384,7 @@ impl<S: Streams> Transport for Rdma<S> {
             if any && let Some(wait_us) = &mut self.wait_us {
                 *wait_us = (*wait_us * 7 + after.since_us(begin)) / 8;
             }
-            if !self.found.is_empty() || after.0 >= until || self.engine.take_roused() {
+            if !self.found.is_empty() || after.0 >= until || called {
                 break;
             }
             if timeout.is_zero() {
@@ -394,6 +403,13 @@ impl<S: Streams> Transport for Rdma<S> {
 
     fn waker(&self) -> Arc<dyn Wake> {
         self.engine.waker()
+    }
+
+    fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError> {
+        let added = epoll::add(&self.news, &fd, EventData::new_u64(CALLERS), EventFlags::IN);
+        added.map_err(|error| OpenError::Os { what: "watch a descriptor", source: error.into() })?;
+        self.callers = Some(fd);
+        Ok(())
     }
 
     fn sever(&mut self, connection: ConnectionId, after_bytes: u64) {
