@@ -102,6 +102,15 @@ impl Run {
         }
     }
 
+    /// Takes up those steps of others of which no word is needed to know that they run.
+    pub(super) fn mirror_sure(&mut self, cx: &mut Cx<'_>) {
+        for step in 0..self.plan.steps.len() as u32 {
+            if self.plan.steps[step as usize].sure && self.is_told_of(step) {
+                self.hear_runs(step, NONE, cx);
+            }
+        }
+    }
+
     fn hear_runs(&mut self, step: u32, chosen: u32, cx: &mut Cx<'_>) {
         if self.steps[step as usize].fate != Fate::Unknown {
             return;

@@ -203,6 +203,12 @@ impl Run {
         nodes.contains(&share.part.me)
     }
 
+    /// Whether this node is of the audience of a step that another leads.
+    pub(super) fn is_told_of(&self, step: u32) -> bool {
+        let Some(share) = &self.share else { return false };
+        !self.leads(step) && self.audience_of(step).contains(&share.part.me)
+    }
+
     fn audience_of(&self, step: u32) -> Vec<NodeIndex> {
         let mut nodes = Vec::new();
         self.listeners(step, &mut nodes);

@@ -107,6 +107,9 @@ pub(super) struct StepPlan {
     pub(super) data: u32,
     pub(super) conditions: u32,
     pub(super) after: u32,
+    /// The graph alone says that it is certain to run: no condition stands before it. So every node knows, and none
+    /// is told.
+    pub(super) sure: bool,
     /// It may still be skipped once it is certain to run, since it or a precursor ignores failure.
     pub(super) late_skip: bool,
     /// The foreach list's step is read otherwise too, so items must be held until that is settled.
@@ -198,13 +201,12 @@ impl Plan {
         for &s in order {
             let own = graph.steps[s as usize].on_failure == OnFailure::Ignore;
             plan.steps[s as usize].late_skip |= own;
-            if plan.steps[s as usize].late_skip {
-                for i in plan.dependent_start[s as usize]..plan.dependent_start[s as usize + 1] {
-                    let d = plan.dependents[i as usize];
-                    if d.because & (because::REQUIRED | because::VALUE) != 0 {
-                        plan.steps[d.step as usize].late_skip = true;
-                    }
-                }
+            let (late_skip, sure) = (plan.steps[s as usize].late_skip, plan.steps[s as usize].sure);
+            for i in plan.dependent_start[s as usize]..plan.dependent_start[s as usize + 1] {
+                let d = plan.dependents[i as usize];
+                let dependent = &mut plan.steps[d.step as usize];
+                dependent.late_skip |= late_skip && d.because & (because::REQUIRED | because::VALUE) != 0;
+                dependent.sure &= sure || d.because & because::REQUIRED == 0;
             }
         }
         plan
@@ -317,6 +319,7 @@ fn plan_step(graph: &Graph, s: usize, rank: u64, flat: &impl Fn(&Source) -> Opti
         data: 0,
         conditions: 0,
         after: 0,
+        sure: !switch && step.when.is_none(),
         late_skip: false,
         over_shared: matches!(over, Over::Gather(_))
             && step.inputs.iter().any(|i| i.source.step().is_some() && i.source.step() == over_step),

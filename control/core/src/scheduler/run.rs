@@ -373,6 +373,7 @@ impl Run {
         }
         if let Some(part) = part {
             run.share_out(part, cx);
+            run.mirror_sure(cx);
         }
         for s in (0..plan.steps.len() as u32).rev() {
             run.evaluate(s, cx);

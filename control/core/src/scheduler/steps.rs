@@ -34,8 +34,10 @@ impl Run {
     pub(super) fn runs(&mut self, step: u32, cx: &mut Cx<'_>) {
         let plan = self.plan.clone();
         self.steps[step as usize].fate = Fate::Runs;
-        let chosen = self.steps[step as usize].chosen;
-        self.tell_as_lead(step, &Word::Runs { step, chosen }, cx);
+        if !plan.steps[step as usize].sure {
+            let chosen = self.steps[step as usize].chosen;
+            self.tell_as_lead(step, &Word::Runs { step, chosen }, cx);
+        }
         if plan.steps[step as usize].function == NONE {
             let alias = plan.port(step, 0);
             self.agenda.push(Ask::Port(alias));

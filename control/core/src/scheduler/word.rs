@@ -35,7 +35,8 @@ use serde::{Deserialize, Serialize};
 /// One thing that a node's scheduler tells another's about a run that both know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Word {
-    /// Lead to audience: the step is certain to run. For a switch, which case it chose; else `u32::MAX`.
+    /// Lead to audience: the step is certain to run, of which a condition had to be asked. For a switch, which case it
+    /// chose; else `u32::MAX`.
     Runs {
         /// The step.
         step: u32,
