@@ -2,7 +2,7 @@
 
 use crate::run::Scene;
 use dflow_control::node::{
-    ClusterConfig, Node, NodeConfig, PeerConfig, RunHandle, RunSpec, Spread, SubmitError,
+    ClusterConfig, NetThread, Node, NodeConfig, PeerConfig, RunHandle, RunSpec, Spread, SubmitError,
 };
 use dflow_core::placement::{Place, Placement};
 use dflow_dataplane::transport::{Epoch, NodeId};
@@ -44,6 +44,8 @@ impl Cluster {
                 Epoch(1),
                 addresses[index],
             );
+            // Both kinds in every test, also where the machine would choose one.
+            cluster.net_thread = if index % 2 == 0 { NetThread::Engine } else { NetThread::Own };
             cluster.peers = (0..count).filter(|other| *other != index).map(peer).collect();
             let mut config = NodeConfig {
                 cluster: Some(cluster),

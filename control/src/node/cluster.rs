@@ -35,7 +35,9 @@ pub struct ClusterConfig {
     pub rdma_device: Option<String>,
     /// Bulk streams of each connection.
     pub lanes: u16,
-    /// Microseconds that the network thread looks before it sleeps.
+    /// Which thread moves objects and messages.
+    pub net_thread: NetThread,
+    /// Microseconds that a network thread of its own looks before it sleeps.
     pub spin_us: u64,
     /// What a link between two nodes carries each way, in bytes a second; steps are placed by it.
     pub link_bytes_per_s: u64,
@@ -43,6 +45,18 @@ pub struct ClusterConfig {
     pub lab: Option<(Arc<Lab>, usize)>,
     /// What steps may ask for by `placement: {prefer: "label:NAME"}`, besides the node's own name.
     pub labels: Vec<String>,
+}
+
+/// Which thread of a node moves objects and messages between nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetThread {
+    /// The engine's where processors are few, else one of its own.
+    #[default]
+    Auto,
+    /// The engine's: fewer threads to wake, so the shortest way from one node to a function on another.
+    Engine,
+    /// One of its own: bulk that is copied, as over TCP, never keeps the engine from scheduling.
+    Own,
 }
 
 /// Another node.
@@ -112,6 +126,7 @@ impl ClusterConfig {
             backend: Backend::Auto,
             rdma_device: None,
             lanes: 2,
+            net_thread: NetThread::Auto,
             spin_us: 0,
             link_bytes_per_s: LINK_BYTES_PER_S,
             lab: None,

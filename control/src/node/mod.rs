@@ -26,7 +26,7 @@ mod view;
 mod watchdog;
 
 pub use baseline::{Baseline, Crossing, Overlaps, Traffic};
-pub use cluster::{ClusterConfig, ClusterError, LINK_BYTES_PER_S, NODE_MAX, PeerConfig, Spread};
+pub use cluster::{ClusterConfig, ClusterError, LINK_BYTES_PER_S, NODE_MAX, NetThread, PeerConfig, Spread};
 pub use config::{Libexec, NodeConfig};
 pub use error::{RunFailure, StartError, SubmitError};
 pub use logs::{LogLine, LogLines};

@@ -14,8 +14,10 @@ use super::step::{self, Functions};
 use super::yaml::{self, Node};
 use dflow_core::graph::{Function, Graph, Policy, RunInput, Source, Step, StepIndex, StepKind};
 use dflow_proto::limits::WORKFLOW_BYTES_MAX;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -77,9 +79,20 @@ pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Workflow, Report> {
     let failed = d.failed();
     let report = d.finish();
     match workflow {
-        Some(workflow) if !failed => Ok(Workflow { warnings: report, text: text.into(), ..workflow }),
+        Some(workflow) if !failed => {
+            Ok(Workflow { warnings: report, digest: digest(text, file, dir), text: text.into(), ..workflow })
+        }
         _ => Err(report),
     }
+}
+
+fn digest(text: &str, file: &str, dir: &Path) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in [file.as_bytes(), dir.as_os_str().as_bytes(), text.as_bytes()] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
 }
 
 /// What else goes with the workflow when it is deployed.
@@ -169,6 +182,7 @@ fn document(d: &mut Diagnostics<'_>, root: &Node, file: &str, dir: &Path) -> Opt
         outputs,
         priority,
         text: Arc::from(""),
+        digest: [0; 32],
         file: file.to_owned(),
         source_dir: dir.to_owned(),
         files,

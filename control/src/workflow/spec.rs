@@ -45,6 +45,8 @@ pub struct Workflow {
     pub priority: u8,
     /// What was read: what another node must be given to read the same.
     pub text: Arc<str>,
+    /// SHA-256 over all that was read and where: workflows with the same are the same.
+    pub digest: [u8; 32],
     /// The file's name as given, for messages.
     pub file: String,
     /// The directory that relative paths in the file are relative to.

@@ -11,6 +11,10 @@ impl Tick {
     pub const fn after_ms(self, ms: u64) -> Tick {
         Tick(self.0.saturating_add(ms.saturating_mul(1000)))
     }
+    /// So many microseconds later.
+    pub const fn after_us(self, us: u64) -> Tick {
+        Tick(self.0.saturating_add(us))
+    }
     /// Microseconds from `earlier` to `self`, 0 if `earlier` is later.
     pub const fn since_us(self, earlier: Tick) -> u64 {
         self.0.saturating_sub(earlier.0)

@@ -2,6 +2,7 @@
 //! from text in one way whichever it comes from.
 
 use super::{LogFormat, Peer, Settings};
+use crate::node::NetThread;
 use crate::workflow::parse_size;
 use dflow_dataplane::transport::Backend;
 use std::path::{Path, PathBuf};
@@ -40,7 +41,7 @@ impl Key {
 }
 
 /// All keys, in the order in which they are shown.
-pub const KEYS: [Key; 32] = [
+pub const KEYS: [Key; 33] = [
     Key {
         name: "name",
         value: "NAME",
@@ -94,15 +95,16 @@ pub const KEYS: [Key; 32] = [
         name: "transport",
         value: "auto|rdma|uring|tcp",
         help: "What carries data between nodes: auto takes RDMA where both ends have it, and TCP elsewhere",
-        set: |s, v| {
-            let found = TRANSPORTS.iter().find(|(name, _)| *name == v);
-            let (_, backend) = found.ok_or("it is `auto`, `rdma`, `uring` or `tcp`")?;
-            s.backend = *backend;
-            Ok(())
-        },
-        show: |s| {
-            TRANSPORTS.iter().find(|(_, backend)| *backend == s.backend).map_or("", |(name, _)| name).into()
-        },
+        set: |s, v| put(&mut s.backend, choose(&TRANSPORTS, v, "it is `auto`, `rdma`, `uring` or `tcp`")),
+        show: |s| chosen(&TRANSPORTS, s.backend),
+    },
+    Key {
+        name: "net_thread",
+        value: "auto|engine|own",
+        help: "Which thread moves data between nodes: the engine's (fewer threads to wake), one of its own (copying \
+               bulk over TCP never keeps the engine), or what suits the number of processors",
+        set: |s, v| put(&mut s.net_thread, choose(&NET_THREADS, v, "it is `auto`, `engine` or `own`")),
+        show: |s| chosen(&NET_THREADS, s.net_thread),
     },
     Key {
         name: "cards",
@@ -187,7 +189,7 @@ pub const KEYS: [Key; 32] = [
     Key {
         name: "engine_spin_us",
         value: "US",
-        help: "Microseconds the engine and the network thread spin before they sleep; worth it only with two cores to spare",
+        help: "Microseconds the engine and a network thread spin before they sleep; worth it only with as many cores to spare",
         set: |s, v| put(&mut s.node.engine_spin_us, number(v)),
         show: |s| s.node.engine_spin_us.to_string(),
     },
@@ -294,6 +296,19 @@ pub const KEYS: [Key; 32] = [
 /// Words for what carries data.
 const TRANSPORTS: [(&str, Backend); 4] =
     [("auto", Backend::Auto), ("rdma", Backend::Rdma), ("uring", Backend::Uring), ("tcp", Backend::Tcp)];
+
+const NET_THREADS: [(&str, NetThread); 3] =
+    [("auto", NetThread::Auto), ("engine", NetThread::Engine), ("own", NetThread::Own)];
+
+/// What a word stands for, or which words there are.
+fn choose<T: Copy>(words: &[(&str, T)], word: &str, which: &str) -> Result<T, String> {
+    words.iter().find(|(name, _)| *name == word).map(|(_, value)| *value).ok_or_else(|| which.to_owned())
+}
+
+/// The word for a value.
+fn chosen<T: PartialEq>(words: &[(&str, T)], value: T) -> String {
+    words.iter().find(|(_, other)| *other == value).map_or_else(String::new, |(name, _)| (*name).to_owned())
+}
 
 fn put<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
     *place = value?;

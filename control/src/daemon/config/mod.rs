@@ -11,7 +11,7 @@ pub use keys::{KEYS, Key};
 pub use layer::{ConfigError, Origin};
 
 use crate::history;
-use crate::node::{LINK_BYTES_PER_S, NodeConfig};
+use crate::node::{LINK_BYTES_PER_S, NetThread, NodeConfig};
 use dflow_dataplane::transport::Backend;
 use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
@@ -49,6 +49,8 @@ pub struct Settings {
     pub labels: Vec<String>,
     /// What carries data between nodes.
     pub backend: Backend,
+    /// Which thread moves data between nodes.
+    pub net_thread: NetThread,
     /// RDMA devices to use; `None`: those that suit.
     pub rdma_device: Option<String>,
     /// What the link to each peer carries, in bytes a second.
@@ -124,6 +126,7 @@ impl Default for Settings {
             peers: Vec::new(),
             labels: Vec::new(),
             backend: Backend::Auto,
+            net_thread: NetThread::Auto,
             rdma_device: None,
             link_bytes_per_s: LINK_BYTES_PER_S,
             runs_max: 10_000,

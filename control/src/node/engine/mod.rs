@@ -269,20 +269,28 @@ pub(super) fn start(
     if let Some(cluster) = &config.cluster {
         cluster.check()?;
     }
-    let engine = Engine::new(config, sender.clone(), requests, logs, watchdog)?;
-    let address = engine.cluster.as_ref().and_then(|cluster| cluster.net.address);
+    let (ready, started) = bounded(1);
+    let requests = (sender.clone(), requests);
+    // Made where it runs: what it polls the network with is bound to its thread.
     let thread = std::thread::Builder::new()
         .name("dflow-engine".into())
-        .spawn(move || engine.run())
+        .spawn(move || match Engine::new(config, requests, logs, watchdog) {
+            Err(error) => drop(ready.send(Err(error))),
+            Ok(engine) => {
+                let _ = ready.send(Ok(engine.cluster.as_ref().and_then(|cluster| cluster.net.address)));
+                engine.run();
+            }
+        })
         .map_err(system("start the engine thread"))?;
+    let gone = |_| system("start the engine thread")(std::io::Error::other("it ended at once"));
+    let address = started.recv().map_err(gone)??;
     Ok((sender, address, lines, thread))
 }
 
 impl Engine {
     fn new(
         config: NodeConfig,
-        sender: Requests,
-        requests: Receiver<Request>,
+        (sender, requests): (Requests, Receiver<Request>),
         logs: Logs,
         watchdog: Watchdog,
     ) -> Result<Self, StartError> {
@@ -301,7 +309,8 @@ impl Engine {
         let remote = remote
             .map_err(|source| StartError::System { what: "start the threads of a baseline", source })?;
         let cluster = config.cluster.clone().map(|cluster| {
-            Cluster::start(cluster, store.arena().map().clone(), sender.doorbell.clone()).map(Box::new)
+            let main = store.arena().map().clone();
+            Cluster::start(cluster, main, sender.doorbell.clone(), epoll.as_fd()).map(Box::new)
         });
         let cluster = cluster.transpose()?;
         let next_run = config.cluster.as_ref().map_or(1, |cluster| cluster.first_run());
@@ -357,6 +366,7 @@ impl Engine {
         ready.clear();
         let spin_until = Instant::now() + Duration::from_micros(u64::from(self.config.engine_spin_us));
         while Instant::now() < spin_until {
+            self.poll_net(Duration::ZERO);
             if self.pools.any_report() || !self.requests.is_empty() || self.net_waits() {
                 return;
             }
@@ -373,6 +383,8 @@ impl Engine {
         self.pools.node_page().sleep();
         let idle = !self.pools.any_report() && self.requests.is_empty() && !self.net_waits();
         let timeout = if idle { sleep } else { Duration::ZERO };
+        // Where the network is polled here, it is there that the engine sleeps; it watches all the rest.
+        let timeout = if self.poll_net(timeout) { Duration::ZERO } else { timeout };
         let timeout = rustix::event::Timespec {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: timeout.subsec_nanos().into(),

@@ -21,6 +21,11 @@ pub(crate) enum Message {
         /// Which run.
         run: RunId,
     },
+    /// It has not read the workflow yet, or has forgotten it: the text, please.
+    Unread {
+        /// Which run.
+        run: RunId,
+    },
     /// It cannot.
     Refused {
         /// Which run.
@@ -91,12 +96,21 @@ pub(crate) struct Join {
     pub(crate) me: NodeIndex,
     /// Where each step lies.
     pub(crate) placement: Placement,
-    /// The workflow's text, its name for messages, and what relative paths in it are relative to.
-    pub(crate) text: String,
-    pub(crate) file: String,
-    pub(crate) source_dir: PathBuf,
+    /// The workflow's digest; and what it is of, unless the receiver has read it before.
+    pub(crate) digest: [u8; 32],
+    pub(crate) reading: Option<Reading>,
     /// Overrides the start policy of every step.
     pub(crate) start: Option<StartPolicy>,
+}
+
+/// A workflow to be read.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reading {
+    pub(crate) text: String,
+    /// Its name for messages.
+    pub(crate) file: String,
+    /// What relative paths in it are relative to.
+    pub(crate) source_dir: PathBuf,
 }
 
 /// What became of a step, for people.

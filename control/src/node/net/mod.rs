@@ -1,46 +1,35 @@
-//! The thread that moves objects and messages between nodes: it owns the [`Mover`], does what the engine
-//! commands, and tells the engine what came.
+//! What moves objects and messages between nodes for the engine: it commands, and is told what came.
 //!
-//! The engine may wait for this thread to take a command; this thread never waits for the engine. While the
-//! engine does not take what it is told, the transport is not polled, so that pressure reaches the peers.
+//! A [`Courier`](courier::Courier) does it, with a mover over a transport. Who polls it depends on the machine.
+//! Where processors are few, the engine does, in the place where it otherwise sleeps: a message then wakes one
+//! thread on its way and not three. Where there are enough, a thread of its own does, so that copying bulk never
+//! keeps the engine from scheduling.
 
+mod apart;
+mod courier;
 mod kept;
 mod message;
 
 pub(crate) use kept::{Kept, Returned, Returns};
-pub(crate) use message::{Facts, Fate, Join, Message};
+pub(crate) use message::{Facts, Fate, Join, Message, Reading};
 
-use super::cluster::{ClusterConfig, PeerConfig};
-use super::view::{LinkView, PeerView};
-use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
-use dflow_dataplane::transfer::{Landing, Moved, Mover, Publication};
-use dflow_dataplane::transport::{self, Config, Epoch, NodeId, OpenError, Transport, Wake};
+use super::cluster::{ClusterConfig, NetThread, PeerConfig};
+use super::view::PeerView;
+use apart::Apart;
+use courier::Courier;
+use crossbeam::channel::Sender;
+use dflow_dataplane::transfer::Moved;
+use dflow_dataplane::transport::{NodeId, OpenError};
 use dflow_proto::RunId;
 use dflow_proto::ids::{Extent, ObjectKey, SegmentId};
-use dflow_proto::transfer::TransferLimits;
 use dflow_shm::segment::Map;
-use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Commands that may queue; the engine waits when there are more.
-const COMMANDS_MAX: usize = 16 << 10;
-/// Events that may queue for the engine.
-const EVENTS_MAX: usize = 4 << 10;
-/// Longest sleep.
-const SLEEP_MAX: Duration = Duration::from_millis(500);
-/// How soon an engine that does not take its events is offered them again.
-const OFFER_AGAIN: Duration = Duration::from_millis(1);
-/// A node that has not come back after so long is lost.
-const GRACE: Duration = Duration::from_secs(2);
-/// A node with the higher number leaves dialling to the other for so long.
-const DIAL_AFTER: Duration = Duration::from_secs(1);
-/// An object must be here so long after it was announced: longer than any run that anybody waits for. What ends a
-/// fetch earlier is the end of its run, or of a node.
-const FETCH_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
+/// With so many processors the network gets a thread of its own.
+const PROCESSORS_FOR_A_THREAD: usize = 4;
 
 /// What the engine wants.
 pub(crate) enum Command {
@@ -106,311 +95,87 @@ pub(crate) enum NetEvent {
 
 /// The engine's end.
 pub(crate) struct Net {
-    commands: Sender<Command>,
-    pub(crate) events: Receiver<NetEvent>,
-    waker: Arc<dyn Wake>,
-    /// Commands were given since the thread was last woken.
-    unrung: bool,
+    polled: Polled,
     /// Where peers reach this node.
     pub(crate) address: Option<SocketAddr>,
-    thread: Option<JoinHandle<()>>,
+}
+
+/// By whom the courier is polled.
+enum Polled {
+    /// By the engine, as long as the network works.
+    Here { courier: Box<Courier>, works: bool },
+    /// By a thread of its own.
+    Apart(Apart),
 }
 
 impl Net {
-    /// Opens the transport, in a thread of its own. `main` is the arena's main segment.
+    /// Opens the transport. `main` is the arena's main segment; `doorbell` and `engine` wake the engine, one as it is
+    /// rung, the other by being readable.
     pub(crate) fn start(
         config: &ClusterConfig,
         main: Arc<Map>,
         doorbell: Arc<OwnedFd>,
+        engine: BorrowedFd<'_>,
     ) -> Result<Net, OpenError> {
-        let (commands, inbox) = bounded(COMMANDS_MAX);
-        let (outbox, events) = bounded(EVENTS_MAX);
-        let (ready, opened) = bounded(1);
-        let config = config.clone();
-        let thread = std::thread::Builder::new()
-            .name("dflow-net".into())
-            .spawn(move || match open(&config) {
-                Err(error) => drop(ready.send(Err(error))),
-                Ok(transport) => {
-                    let limits = TransferLimits { announced_ms: FETCH_MS_MAX, ..TransferLimits::default() };
-                    let mut mover = Mover::new(transport, limits);
-                    mover.register(&main);
-                    let _ = ready.send(Ok((mover.waker(), mover.address())));
-                    let segments = BTreeMap::from([(main.segment(), main)]);
-                    let mut thread = Thread::new(mover, segments, config.node, inbox, outbox, doorbell);
-                    config.peers.iter().for_each(|peer| thread.peer(peer));
-                    thread.run();
-                }
-            })
-            .map_err(|source| OpenError::Os { what: "start the network thread", source })?;
-        let gone = || OpenError::Os {
-            what: "start the network thread",
-            source: std::io::Error::other("it ended at once"),
+        let apart = match config.net_thread {
+            NetThread::Own => true,
+            NetThread::Engine => false,
+            NetThread::Auto => {
+                std::thread::available_parallelism().is_ok_and(|have| have.get() >= PROCESSORS_FOR_A_THREAD)
+            }
         };
-        let (waker, address) = opened.recv().map_err(|_| gone())??;
-        Ok(Net { commands, events, waker, unrung: false, address, thread: Some(thread) })
+        if apart {
+            let (apart, address) = Apart::start(config, main, doorbell)?;
+            return Ok(Net { polled: Polled::Apart(apart), address });
+        }
+        // The engine itself looks as long as it is to look.
+        let mut courier = Courier::open(config, main, 0)?;
+        let copy = |source| OpenError::Os { what: "copy a descriptor", source };
+        courier.watch(engine.try_clone_to_owned().map_err(copy)?)?;
+        let address = courier.address();
+        Ok(Net { polled: Polled::Here { courier: Box::new(courier), works: true }, address })
     }
 
-    /// Queues a command; waits while the queue is full.
+    /// Has something done, soon.
     pub(crate) fn command(&mut self, command: Command) {
-        self.unrung = true;
-        match self.commands.try_send(command) {
-            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
-            Err(TrySendError::Full(command)) => {
-                self.waker.wake();
-                // A thread that is gone needs no command.
-                let _ = self.commands.send(command);
-            }
+        match &mut self.polled {
+            Polled::Here { courier, .. } => courier.command(command),
+            Polled::Apart(apart) => apart.command(command),
         }
     }
 
-    /// Wakes the thread if it was given something to do.
+    /// Sees to it that what was commanded is done though the engine may sleep in other places than here.
     pub(crate) fn ring(&mut self) {
-        if std::mem::take(&mut self.unrung) {
-            self.waker.wake();
-        }
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        self.command(Command::Stop);
-        self.ring();
-        if let Some(thread) = self.thread.take() {
-            // Its panic, if that is how it ended, has been printed.
-            let _ = thread.join();
-        }
-    }
-}
-
-fn open(config: &ClusterConfig) -> Result<Box<dyn Transport>, OpenError> {
-    if let Some((lab, node)) = &config.lab {
-        let failed =
-            |error| OpenError::Os { what: "enter a network namespace", source: std::io::Error::other(error) };
-        lab.enter_thread(*node).map_err(failed)?;
-    }
-    let mut wire = Config::new(&config.cluster, config.node, config.epoch, config.secret.clone());
-    wire.listen = Some(config.listen);
-    wire.lanes = config.lanes;
-    wire.spin_us = config.spin_us;
-    wire.rdma_device = config.rdma_device.clone();
-    transport::open(wire, config.backend).map(|(transport, _)| transport)
-}
-
-struct Thread {
-    mover: Mover<Box<dyn Transport>>,
-    segments: BTreeMap<SegmentId, Arc<Map>>,
-    me: NodeId,
-    inbox: Receiver<Command>,
-    outbox: Sender<NetEvent>,
-    doorbell: Arc<OwnedFd>,
-    /// What the engine has not taken yet.
-    backlog: VecDeque<NetEvent>,
-    /// The incarnations of those that were here.
-    epochs: BTreeMap<NodeId, Epoch>,
-    /// Those that went: when they are given up, and why.
-    absent: BTreeMap<NodeId, (Instant, String)>,
-}
-
-impl Thread {
-    fn new(
-        mover: Mover<Box<dyn Transport>>,
-        segments: BTreeMap<SegmentId, Arc<Map>>,
-        me: NodeId,
-        inbox: Receiver<Command>,
-        outbox: Sender<NetEvent>,
-        doorbell: Arc<OwnedFd>,
-    ) -> Thread {
-        let (backlog, epochs, absent) = Default::default();
-        Thread { mover, segments, me, inbox, outbox, doorbell, backlog, epochs, absent }
-    }
-
-    fn peer(&mut self, peer: &PeerConfig) {
-        self.mover.add_peer(peer.node, peer.address);
-        // Both ends dialling at once would give two connections, and one is enough.
-        let after = if self.me < peer.node { Duration::ZERO } else { DIAL_AFTER };
-        self.mover.keep_connected(peer.node, after);
-    }
-
-    fn run(mut self) {
-        let mut found = Vec::new();
-        loop {
-            loop {
-                match self.inbox.try_recv() {
-                    Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return,
-                    Ok(command) => self.command(command),
-                    Err(TryRecvError::Empty) => break,
-                }
-            }
-            self.offer();
-            if !self.backlog.is_empty() {
-                std::thread::sleep(OFFER_AGAIN);
-                continue;
-            }
-            if let Err(error) = self.mover.poll(&mut found, self.wait()) {
-                tracing::error!(%error, "the network is gone");
-                let why = format!("this node's network failed: {error}");
-                let lost = |node: &NodeId| NetEvent::Lost { node: *node, why: why.clone() };
-                self.backlog.extend(self.epochs.keys().map(lost));
-                return self.linger();
-            }
-            for moved in found.drain(..) {
-                self.moved(moved);
-            }
-            self.give_up();
+        if let Polled::Apart(apart) = &mut self.polled {
+            apart.ring();
         }
     }
 
-    /// Without a network there is only the engine left to tell.
-    fn linger(mut self) {
-        while !self.backlog.is_empty() {
-            self.offer();
-            std::thread::sleep(OFFER_AGAIN);
-            if matches!(self.inbox.try_recv(), Ok(Command::Stop) | Err(TryRecvError::Disconnected)) {
-                return;
-            }
+    /// Waits in the network, if the engine polls it, until there is something to tell, the engine's descriptor is
+    /// readable, or `wait` has passed; whether it did.
+    pub(crate) fn poll(&mut self, wait: Duration) -> bool {
+        let Polled::Here { courier, works: works @ true } = &mut self.polled else { return false };
+        let wait = if courier.events.is_empty() { wait } else { Duration::ZERO };
+        *works = courier.poll(wait).is_ok();
+        true
+    }
+
+    /// Whether there is something to tell.
+    pub(crate) fn has_news(&self) -> bool {
+        match &self.polled {
+            Polled::Here { courier, .. } => !courier.events.is_empty(),
+            Polled::Apart(apart) => !apart.events.is_empty(),
         }
     }
 
-    fn wait(&self) -> Duration {
-        let now = Instant::now();
-        let first = self.absent.values().map(|(at, _)| at.saturating_duration_since(now)).min();
-        first.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
-    }
-
-    /// Gives the engine what it has room for, and rings.
-    fn offer(&mut self) {
-        let before = self.backlog.len();
-        while let Some(event) = self.backlog.pop_front() {
-            match self.outbox.try_send(event) {
-                Ok(()) => {}
-                Err(TrySendError::Full(event)) => {
-                    self.backlog.push_front(event);
-                    break;
-                }
-                // An engine that is gone is about to end this thread, too.
-                Err(TrySendError::Disconnected(_)) => self.backlog.clear(),
+    /// What there is to tell, `max` at most.
+    pub(crate) fn take(&mut self, max: usize) -> Vec<NetEvent> {
+        match &mut self.polled {
+            Polled::Here { courier, .. } => {
+                let count = courier.events.len().min(max);
+                courier.events.drain(..count).collect()
             }
+            Polled::Apart(apart) => apart.events.try_iter().take(max).collect(),
         }
-        if self.backlog.len() < before {
-            // A doorbell that overflows is ringing already.
-            let _ = rustix::io::write(&*self.doorbell, &1u64.to_ne_bytes());
-        }
-    }
-
-    fn moved(&mut self, moved: Moved) {
-        match &moved {
-            Moved::Up { node, epoch } => {
-                self.absent.remove(node);
-                if self.epochs.insert(*node, *epoch).is_some_and(|before| before != *epoch) {
-                    self.lose(*node, "it has been started anew".into());
-                }
-            }
-            Moved::Down { node, why } => {
-                self.absent.insert(*node, (Instant::now() + GRACE, why.to_string()));
-            }
-            _ => {}
-        }
-        self.backlog.push_back(NetEvent::Moved(moved));
-    }
-
-    /// Those that did not come back are lost.
-    fn give_up(&mut self) {
-        let now = Instant::now();
-        let over: Vec<NodeId> =
-            self.absent.iter().filter(|(_, (at, _))| *at <= now).map(|(node, _)| *node).collect();
-        for node in over {
-            if let Some((_, why)) = self.absent.remove(&node) {
-                self.lose(node, why);
-            }
-        }
-    }
-
-    fn lose(&mut self, node: NodeId, why: String) {
-        self.mover.lose(node);
-        self.backlog.push_back(NetEvent::Lost { node, why });
-    }
-
-    /// Peers may read this segment, and objects land in it.
-    fn registered(&mut self, map: &Arc<Map>) -> transport::Region {
-        // A segment whose length was fixed has another map, and needs another registration: registering again gives
-        // the same region where it has not changed.
-        let segment = map.segment();
-        if self.segments.get(&segment).is_some_and(|known| !Arc::ptr_eq(known, map)) {
-            self.mover.deregister(segment);
-            self.segments.remove(&segment);
-        }
-        self.segments.entry(segment).or_insert_with(|| map.clone());
-        match self.mover.region(segment) {
-            Some(region) => region,
-            None => self.mover.register(map),
-        }
-    }
-
-    fn command(&mut self, command: Command) {
-        match command {
-            Command::Peer(peer) => self.peer(&peer),
-            Command::Say { node, message } => {
-                if let Err(error) = self.mover.say(node, &message) {
-                    self.lose(node, error.to_string());
-                }
-            }
-            Command::Publish { key, publish, to } => self.publish(key, publish, &to),
-            Command::Advance { key, watermark } => self.mover.advance(key, watermark),
-            Command::Seal { key, size } => self.mover.seal(key, size),
-            Command::Release { key } => self.mover.release(key),
-            Command::Void { key } => self.mover.withdraw(key, true),
-            Command::Fetch { key } => {
-                let deadline = self.mover.now().after_ms(FETCH_MS_MAX);
-                self.mover.fetch(key, deadline);
-            }
-            Command::Ask { key, node } => self.mover.ask(key, &[node]),
-            Command::Cancel { key } => self.mover.cancel(key),
-            Command::Granted { key, attempt, landing } => {
-                let landing = landing.map(|(map, extent, kept)| {
-                    self.registered(&map);
-                    Landing { map, extent, keep: Some(Arc::new(kept)) }
-                });
-                self.mover.granted(key, attempt, landing);
-            }
-            Command::Drop { run } => self.mover.drop_run(run),
-            Command::Gone { segment } => {
-                if self.segments.remove(&segment).is_some() {
-                    self.mover.deregister(segment);
-                }
-            }
-            Command::Links { mut views, reply } => {
-                views.iter_mut().for_each(|view| view.link = self.link(NodeId(view.node)));
-                // Who no longer listens needs no answer.
-                let _ = reply.send(views);
-            }
-            // Seen to before.
-            Command::Stop => {}
-        }
-    }
-
-    fn link(&self, node: NodeId) -> Option<LinkView> {
-        let path = self.mover.path(node)?;
-        Some(LinkView {
-            transport: path.transport.into(),
-            why: path.why,
-            rdma_bytes: path.rdma_bytes,
-            stream_bytes: path.stream_bytes,
-        })
-    }
-
-    fn publish(&mut self, key: ObjectKey, publish: Publish, to: &[NodeId]) {
-        let Publish { attempt, place, size, watermark, inline } = publish;
-        let (region, offset, capacity_bytes, keep) = match place {
-            Some((map, extent, kept)) => {
-                let keep: Arc<dyn std::any::Any + Send + Sync> = Arc::new(kept);
-                (self.registered(&map), extent.offset, extent.bytes, Some(keep))
-            }
-            None => (transport::Region::default(), 0, inline.len() as u64, None),
-        };
-        let publication =
-            Publication { attempt, region, offset, capacity_bytes, size, watermark, inline, keep };
-        self.mover.publish(key, publication);
-        self.mover.announce(key, to);
     }
 }

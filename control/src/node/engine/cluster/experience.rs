@@ -6,7 +6,6 @@ use crate::workflow::Workflow;
 use dflow_core::graph::Step;
 use dflow_core::placement::Cost;
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Workflows that are remembered; the one that was not used for longest goes first.
 const WORKFLOWS_MAX: usize = 256;
@@ -15,10 +14,10 @@ const STEPS_MAX: usize = 20_000;
 /// Of what is expected next, this much is what was expected before; one part more is what was seen.
 const OLD_PARTS: u64 = 3;
 
-/// By the text of the workflow.
+/// By the workflow's digest.
 #[derive(Default)]
 pub(super) struct Experience {
-    workflows: BTreeMap<u64, Known>,
+    workflows: BTreeMap<[u8; 32], Known>,
     uses: u64,
 }
 
@@ -31,7 +30,7 @@ impl Experience {
     /// What its steps are expected to cost, in their order; empty if it has not been run here.
     pub(super) fn of(&mut self, workflow: &Workflow) -> &[Cost] {
         self.uses += 1;
-        match self.workflows.get_mut(&key(workflow)) {
+        match self.workflows.get_mut(&workflow.digest) {
             Some(known) => {
                 known.used = self.uses;
                 &known.costs
@@ -48,7 +47,7 @@ impl Experience {
         }
         let seen = seen(steps, records);
         self.uses += 1;
-        let known = self.workflows.entry(key(workflow)).or_insert(Known { used: 0, costs: Vec::new() });
+        let known = self.workflows.entry(workflow.digest).or_insert(Known { used: 0, costs: Vec::new() });
         known.used = self.uses;
         if known.costs.len() == seen.len() {
             known.costs.iter_mut().zip(seen).for_each(|(known, seen)| blend(known, seen));
@@ -60,12 +59,6 @@ impl Experience {
             oldest.map(|key| self.workflows.remove(&key));
         }
     }
-}
-
-fn key(workflow: &Workflow) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&workflow.text, &workflow.source_dir).hash(&mut hasher);
-    hasher.finish()
 }
 
 fn seen(steps: &[Step], records: &[Record]) -> Vec<Cost> {

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   home                                  each other node
-//!   submitted ──Join──▶                   reads the workflow, finds its functions
+//!   submitted ──Join──▶                   finds the workflow among those it has read
+//!             ◀──Unread──                 or else asks for its text,
+//!             ──Join, with the text──▶    and reads it; finds its functions
 //!             ◀──Joined, or Refused──     invited
 //!   all have joined: begins, publishes its inputs
 //!             ──Begin──▶                  begins when the inputs that it reads are here
@@ -15,7 +17,7 @@ use super::Shared;
 use crate::node::Done;
 use crate::node::cluster::Spread;
 use crate::node::error::SubmitError;
-use crate::node::net::{Facts, Join, Message};
+use crate::node::net::{Facts, Join, Message, Reading};
 use crate::node::stage::Staged;
 use crate::node::view::Watch;
 use crate::workflow::{self, Placement as Prefer, PythonModule, Runtime, StepSpec, TemplatePart, Workflow};
@@ -71,6 +73,28 @@ impl Joining {
     pub(super) fn is_with(&self, node: NodeId) -> bool {
         self.nodes.contains(&node)
     }
+
+    fn digest(&self) -> [u8; 32] {
+        self.submission.workflow.digest
+    }
+
+    fn invitation(&self, me: NodeIndex, with_text: bool) -> Join {
+        let workflow = &self.submission.workflow;
+        let reading = || Reading {
+            text: workflow.text.to_string(),
+            file: workflow.file.clone(),
+            source_dir: workflow.source_dir.clone(),
+        };
+        Join {
+            run: self.submission.staged.run,
+            nodes: self.nodes.clone(),
+            me,
+            placement: (*self.placement).clone(),
+            digest: workflow.digest,
+            reading: with_text.then(reading),
+            start: self.submission.start,
+        }
+    }
 }
 
 impl Invited {
@@ -103,22 +127,13 @@ impl Engine {
                 let deadline = self.now().after_ms(JOIN_MS_MAX);
                 let placement = Arc::new(placement);
                 let Some(cluster) = &mut self.cluster else { return };
-                let workflow = &submission.workflow;
-                for (index, node) in nodes.iter().enumerate().skip(1) {
-                    let join = Join {
-                        run,
-                        nodes: nodes.clone(),
-                        me: index as NodeIndex,
-                        placement: (*placement).clone(),
-                        text: workflow.text.to_string(),
-                        file: workflow.file.clone(),
-                        source_dir: workflow.source_dir.clone(),
-                        start: submission.start,
-                    };
-                    cluster.say(*node, &Message::Join(Box::new(join)));
-                }
                 let missing = (1..nodes.len() as NodeIndex).collect();
                 let joining = Joining { submission, nodes, placement, missing, deadline };
+                for (index, node) in joining.nodes.iter().enumerate().skip(1) {
+                    let has = cluster.peers.get(node).is_some_and(|peer| peer.has_read(&joining.digest()));
+                    cluster
+                        .say(*node, &Message::Join(Box::new(joining.invitation(index as NodeIndex, !has))));
+                }
                 cluster.joining.insert(run, joining);
             }
         }
@@ -221,10 +236,12 @@ impl Engine {
         let run = join.run;
         let answer = match self.can_join(from, &join) {
             Err(why) => Message::Refused { run, why },
-            Ok(workflow) => {
+            Ok(None) => Message::Unread { run },
+            Ok(Some(workflow)) => {
                 let (awaited, came, words) = Default::default();
-                let invited = Invited { workflow: Arc::new(workflow), join, words, awaited, came };
+                let invited = Invited { workflow: workflow.clone(), join, words, awaited, came };
                 if let Some(cluster) = &mut self.cluster {
+                    cluster.library.keep(workflow);
                     cluster.invited.insert(run, invited);
                 }
                 Message::Joined { run }
@@ -235,8 +252,9 @@ impl Engine {
         }
     }
 
-    fn can_join(&self, from: NodeId, join: &Join) -> Result<Workflow, String> {
-        let Some(cluster) = &self.cluster else { return Err("it belongs to no cluster".into()) };
+    /// The workflow, if it is known here and can be executed.
+    fn can_join(&mut self, from: NodeId, join: &Join) -> Result<Option<Arc<Workflow>>, String> {
+        let Some(cluster) = &mut self.cluster else { return Err("it belongs to no cluster".into()) };
         if cluster.invited.len() >= INVITED_MAX {
             return Err(format!("{INVITED_MAX} runs wait to begin there already; try again later"));
         }
@@ -250,8 +268,14 @@ impl Engine {
         {
             return Err(format!("it does not know node number {}; add it to its peers", node.0));
         }
-        let workflow = workflow::parse(&join.text, &join.file, &join.source_dir)
-            .map_err(|report| format!("the workflow cannot be read there: {report}"))?;
+        let workflow = match (&join.reading, cluster.library.find(&join.digest)) {
+            (_, Some(workflow)) => workflow,
+            (None, None) => return Ok(None),
+            (Some(Reading { text, file, source_dir }), None) => {
+                let read = workflow::parse(text, file, source_dir);
+                Arc::new(read.map_err(|report| format!("the workflow cannot be read there: {report}"))?)
+            }
+        };
         if !join.placement.fits(workflow.graph.steps.len())
             || usize::from(join.placement.nodes) != join.nodes.len()
         {
@@ -268,7 +292,18 @@ impl Engine {
                 }
             }
         }
-        Ok(workflow)
+        Ok(Some(workflow))
+    }
+
+    /// A node does not know the workflow of a run.
+    pub(super) fn unread_by(&mut self, from: NodeId, run: RunId) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let Some(joining) = cluster.joining.get(&run) else { return };
+        let index = joining.nodes.iter().position(|node| *node == from);
+        if let Some(index) = index.filter(|index| joining.missing.contains(&(*index as NodeIndex))) {
+            let join = joining.invitation(index as NodeIndex, true);
+            cluster.say(from, &Message::Join(Box::new(join)));
+        }
     }
 
     pub(super) fn joined(&mut self, from: NodeId, run: RunId) {
@@ -276,6 +311,9 @@ impl Engine {
         let Some(joining) = cluster.joining.get_mut(&run) else { return };
         if let Some(index) = joining.nodes.iter().position(|node| *node == from) {
             joining.missing.remove(&(index as NodeIndex));
+            if let Some(peer) = cluster.peers.get_mut(&from) {
+                peer.note_read(joining.digest());
+            }
         }
         if joining.missing.is_empty()
             && let Some(Joining { submission, nodes, placement, .. }) = cluster.joining.remove(&run)

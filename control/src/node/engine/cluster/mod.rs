@@ -7,6 +7,7 @@
 //! | file | concern |
 //! |---|---|
 //! | `experience` | what runs have cost, for placing the next |
+//! | `library` | workflows that others have given this node to read |
 //! | `join` | which nodes a run is spread over; how it begins on all of them |
 //! | `words` | what schedulers tell each other, held back until the bytes are here |
 //! | `publish` | what others fetch from here |
@@ -16,6 +17,7 @@
 mod arrive;
 mod experience;
 mod join;
+mod library;
 mod publish;
 mod tidings;
 mod words;
@@ -36,13 +38,16 @@ use dflow_proto::ids::ObjectKey;
 use dflow_proto::{InvocationId, RunId, Tick};
 use dflow_shm::segment::Map;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Events taken from the network before function processes are looked at again.
 const EVENTS_A_TURN: usize = 1024;
 /// Transfers that are kept until somebody counts them; older ones go uncounted.
 const TRANSFERS_MAX: usize = 64 << 10;
+/// Workflows of which is known that a peer has read them.
+const READ_MAX: usize = 1024;
 
 /// What the engine knows of other nodes.
 pub(super) struct Cluster {
@@ -51,12 +56,15 @@ pub(super) struct Cluster {
     returns: Arc<Returns>,
     peers: BTreeMap<NodeId, Peer>,
     experience: experience::Experience,
+    library: library::Library,
     /// Runs submitted here that wait for nodes to join.
     joining: BTreeMap<RunId, join::Joining>,
     /// Runs of others that this node has joined and that have not begun.
     invited: BTreeMap<RunId, join::Invited>,
     /// Runs with words that have not left.
     talking: BTreeSet<RunId>,
+    /// When words that wait for company leave without it.
+    words_at: Option<Tick>,
     /// Published objects that still grow.
     growing: BTreeMap<ObjectKey, publish::Growing>,
     /// When they are looked at next, and how long they are then left alone.
@@ -82,6 +90,25 @@ struct Peer {
     up: bool,
     /// What it has, once it has said so.
     facts: Option<Facts>,
+    /// Digests of workflows that it has read, as far as is known. It may have forgotten them, and says so then.
+    read: BTreeSet<[u8; 32]>,
+}
+
+impl Peer {
+    fn new(name: String) -> Peer {
+        Peer { name, up: false, facts: None, read: BTreeSet::new() }
+    }
+
+    fn has_read(&self, digest: &[u8; 32]) -> bool {
+        self.read.contains(digest)
+    }
+
+    fn note_read(&mut self, digest: [u8; 32]) {
+        if self.read.len() >= READ_MAX {
+            self.read.clear();
+        }
+        self.read.insert(digest);
+    }
 }
 
 /// A run that is shared with other nodes.
@@ -159,16 +186,19 @@ impl Cluster {
         config: ClusterConfig,
         main: Arc<Map>,
         doorbell: Arc<OwnedFd>,
+        engine: BorrowedFd<'_>,
     ) -> Result<Cluster, OpenError> {
-        let net = Net::start(&config, main, doorbell.clone())?;
+        let net = Net::start(&config, main, doorbell.clone(), engine)?;
         let mut cluster = Cluster {
             net,
             returns: Returns::new(doorbell),
             peers: BTreeMap::new(),
             experience: experience::Experience::default(),
+            library: library::Library::default(),
             joining: BTreeMap::new(),
             invited: BTreeMap::new(),
             talking: BTreeSet::new(),
+            words_at: None,
             growing: BTreeMap::new(),
             grow_at: Tick(0),
             grow_pause_us: 0,
@@ -187,8 +217,7 @@ impl Cluster {
     }
 
     fn know(&mut self, peer: &PeerConfig) {
-        let new = || Peer { name: String::new(), up: false, facts: None };
-        self.peers.entry(peer.node).or_insert_with(new).name = peer.name.clone();
+        self.peers.entry(peer.node).or_insert_with(|| Peer::new(String::new())).name = peer.name.clone();
     }
 
     fn say(&mut self, node: NodeId, message: &Message) {
@@ -239,7 +268,7 @@ impl Cluster {
     pub(super) fn deadline(&self) -> Option<Tick> {
         let grow = (!self.growing.is_empty()).then_some(self.grow_at);
         let joins = self.joining.values().map(|joining| joining.deadline);
-        joins.chain(grow).chain(self.tidings_due()).min()
+        joins.chain(grow).chain(self.tidings_due()).chain(self.words_at).min()
     }
 
     fn tidings_due(&self) -> Option<Tick> {
@@ -271,7 +300,12 @@ impl Engine {
 
     /// Whether the network has something to tell.
     pub(super) fn net_waits(&self) -> bool {
-        self.cluster.as_ref().is_some_and(|cluster| !cluster.net.events.is_empty())
+        self.cluster.as_ref().is_some_and(|cluster| cluster.net.has_news())
+    }
+
+    /// Waits in the network if it is polled by this thread; whether it is.
+    pub(super) fn poll_net(&mut self, wait: Duration) -> bool {
+        self.cluster.as_mut().is_some_and(|cluster| cluster.net.poll(wait))
     }
 
     /// Whether other nodes take part in some run.
@@ -293,8 +327,7 @@ impl Engine {
     pub(super) fn take_net_events(&mut self) {
         let now = self.now();
         let Some(cluster) = &mut self.cluster else { return };
-        let mut events = Vec::new();
-        events.extend(cluster.net.events.try_iter().take(EVENTS_A_TURN));
+        let events = cluster.net.take(EVENTS_A_TURN);
         for returned in cluster.returns.take() {
             match returned {
                 Returned::Lease(lease) => self.store.unlease(lease),
@@ -324,8 +357,7 @@ impl Engine {
             Moved::Up { node, .. } => {
                 let hello = Message::Hello(self.facts());
                 let Some(cluster) = &mut self.cluster else { return };
-                let new = || Peer { name: String::new(), up: false, facts: None };
-                cluster.peers.entry(node).or_insert_with(new).up = true;
+                cluster.peers.entry(node).or_insert_with(|| Peer::new(String::new())).up = true;
                 cluster.say(node, &hello);
             }
             Moved::Down { node, .. } => {
@@ -368,6 +400,7 @@ impl Engine {
             }
             Message::Join(join) => self.asked_to_join(from, *join),
             Message::Joined { run } => self.joined(from, run),
+            Message::Unread { run } => self.unread_by(from, run),
             Message::Refused { run, why } => self.refused_by(from, run, &why),
             Message::Begin { run, inputs } => self.told_to_begin(from, run, &inputs),
             Message::Leave { run } => self.leave(from, run),
@@ -384,6 +417,7 @@ impl Engine {
         let Some(cluster) = &mut self.cluster else { return };
         if let Some(peer) = cluster.peers.get_mut(&node) {
             peer.facts = None;
+            peer.read.clear();
         }
         let name = cluster.name(node);
         tracing::warn!(name, why, "node lost");

@@ -13,9 +13,13 @@ use dflow_dataplane::transport::NodeId;
 use dflow_proto::ids::ObjectKey;
 use dflow_proto::store::{Owner, Sealed};
 use dflow_proto::{InvocationId, RunId};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Words of one message.
 const WORDS_MAX: usize = 4096;
+/// That an attempt has started waits so long for words that say more: it would wake a node that has nothing to do with
+/// it yet, and most functions put something, or end, soon. Microseconds.
+const STARTED_US_MAX: u64 = 200;
 
 impl Engine {
     /// Keeps a word for the end of the turn.
@@ -27,13 +31,21 @@ impl Engine {
         }
     }
 
-    /// Sends what was said in this turn, and wakes the network thread.
+    /// Sends what was said in this turn, but for what may wait a little for company.
     pub(in super::super) fn flush_words(&mut self) {
-        while let Some(run) = self.cluster.as_mut().and_then(|cluster| cluster.talking.pop_first()) {
+        let now = self.now();
+        let Some(cluster) = &mut self.cluster else { return };
+        let due = cluster.words_at.is_some_and(|at| at <= now);
+        let mut waiting = BTreeSet::new();
+        for run in std::mem::take(&mut cluster.talking) {
             let Some(shared) = self.runs.get_mut(&run).and_then(|state| state.shared.as_mut()) else {
                 continue;
             };
-            let out = std::mem::take(&mut shared.out);
+            let says_more = |words: &[Word]| !words.iter().all(|word| matches!(word, Word::Started { .. }));
+            let out: BTreeMap<_, _> = shared.out.extract_if(.., |_, words| due || says_more(words)).collect();
+            if !shared.out.is_empty() {
+                waiting.insert(run);
+            }
             let nodes = shared.nodes.clone();
             let over = |word: &Word| matches!(word, Word::PartDone | Word::PartFailed { .. } | Word::Gone);
             if out.values().flatten().any(over) {
@@ -51,6 +63,9 @@ impl Engine {
             }
         }
         if let Some(cluster) = &mut self.cluster {
+            let leave_at = cluster.words_at.filter(|_| !due).unwrap_or(now.after_us(STARTED_US_MAX));
+            cluster.words_at = (!waiting.is_empty()).then_some(leave_at);
+            cluster.talking.append(&mut waiting);
             cluster.net.ring();
         }
     }
