@@ -390,15 +390,17 @@ impl Card {
         }
     }
 
-    /// Takes the wake-ups that have come.
-    pub(super) fn take_wakes(&self) {
+    /// Takes a wake-up; whether one has come. There is no second before the card is armed again.
+    pub(super) fn take_wake(&self) -> bool {
         let (mut cq, mut context) = (null_mut(), null_mut());
         // SAFETY: the channel is non-blocking and carries events of this one queue, each acknowledged once.
         unsafe {
-            while (self.shared.library.get_cq_event)(self.shared.channel, &raw mut cq, &raw mut context) == 0
-            {
+            let came =
+                (self.shared.library.get_cq_event)(self.shared.channel, &raw mut cq, &raw mut context) == 0;
+            if came {
                 (self.shared.library.ack_cq_events)(cq, 1);
             }
+            came
         }
     }
 

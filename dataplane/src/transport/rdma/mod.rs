@@ -51,7 +51,6 @@ use dflow_proto::wire::{READ_BYTES_MAX, WIRE_MESSAGE_BYTES_MAX};
 use dflow_shm::segment::Map;
 use discover::{Choice, Device};
 use lane::PerCard;
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use state::{Local, Operation, Peer};
 use std::cell::Cell;
@@ -67,9 +66,8 @@ const BUFFER_BYTES: usize = 8 << 10;
 /// Waits that have lately been shorter than this are spent looking for completions instead of asleep: going to
 /// sleep and being woken costs about as much. Microseconds.
 const SPIN_US_MAX: u64 = 50;
-/// Marks of what the streams watch for us: the cards' descriptors, and the caller's.
-const CARDS: u64 = 0;
-const CALLERS: u64 = 1;
+/// While completions keep waking us, what happens to the cards themselves is looked at once in so many times.
+const EVENTS_EVERY: u32 = 16;
 
 /// The cards of this host. No card, or no RDMA at all, is an error that says what is missing.
 pub fn survey() -> Result<Vec<Device>, CardError> {
@@ -114,6 +112,8 @@ pub struct Rdma<S: Streams> {
     /// The caller's descriptor.
     callers: Option<OwnedFd>,
     armed: bool,
+    /// Times that completions have woken us.
+    wakes: u32,
     regions: BTreeMap<(u32, u32), Local>,
     by_segment: BTreeMap<SegmentId, (u32, u32)>,
     peers: BTreeMap<ConnectionId, Peer>,
@@ -183,6 +183,7 @@ impl<S: Streams> Rdma<S> {
             news,
             callers: None,
             armed: false,
+            wakes: 0,
             regions: BTreeMap::new(),
             by_segment: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -209,7 +210,7 @@ impl<S: Streams> Rdma<S> {
     /// A card is open: be woken by it, and register with it what there is.
     fn adopt(&mut self, place: usize, card: Card) -> std::io::Result<()> {
         for fd in card.descriptors() {
-            epoll::add(&self.news, fd, EventData::new_u64(CARDS), EventFlags::IN)?;
+            epoll::add(&self.news, fd, EventData::new_u64(0), EventFlags::IN)?;
         }
         for local in self.regions.values_mut() {
             local.memories[place] = register(&card, &local.map);
@@ -256,19 +257,24 @@ impl<S: Streams> Rdma<S> {
         !self.harvest()
     }
 
-    /// Takes the news that have woken us; whether they are of the caller's descriptor.
+    /// Takes the news that have woken us; `true` if they are none of the cards', so of the caller's descriptor. What is
+    /// not taken stays readable, and ends the next sleep.
     fn take_news(&mut self) -> bool {
-        let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(CARDS) }; 16];
-        let ready = epoll::wait(&self.news, events.as_mut_slice(), Some(&Timespec::default())).unwrap_or(0);
-        let callers = events[..ready].iter().any(|event| event.data.u64() == CALLERS);
-        self.cards.iter().flatten().for_each(Card::take_wakes);
-        self.armed = false;
+        let woken = self.cards.iter().flatten().fold(false, |woken, card| card.take_wake() || woken);
+        self.wakes = self.wakes.wrapping_add(u32::from(woken));
+        self.armed &= !woken;
+        // Completions come often and events hardly ever: to look for them each time would be a system call in vain.
+        if woken && !self.wakes.is_multiple_of(EVENTS_EVERY) {
+            return false;
+        }
+        let mut none = !woken;
         for place in 0..LANES_MAX {
             while let Some(event) = self.cards[place].as_ref().and_then(Card::event) {
+                none = false;
                 self.card_event(place, event);
             }
         }
-        callers
+        none
     }
 
     /// How long to look before sleeping: as long as waits have lately taken, if that was short.
@@ -406,7 +412,7 @@ impl<S: Streams> Transport for Rdma<S> {
     }
 
     fn watch(&mut self, fd: OwnedFd) -> Result<(), OpenError> {
-        let added = epoll::add(&self.news, &fd, EventData::new_u64(CALLERS), EventFlags::IN);
+        let added = epoll::add(&self.news, &fd, EventData::new_u64(0), EventFlags::IN);
         added.map_err(|error| OpenError::Os { what: "watch a descriptor", source: error.into() })?;
         self.callers = Some(fd);
         Ok(())
