@@ -369,6 +369,26 @@ fn what_the_home_hears_does_not_grow_with_the_graph() {
 }
 
 #[test]
+fn a_node_that_has_forgotten_a_workflow_asks_for_it_again() {
+    let Some(cluster) = start(2, |_, _| {}) else { return };
+    let function = "functions:\n  f: {runtime: builtin, handler: noop, outputs: {o: json}}\n";
+    // Workflows that differ in nothing but a remark; what the home hears of each.
+    let heard = |remark: usize| {
+        let before = cluster.nodes[0].stats().expect("it lives").heard.words;
+        let body = format!("# {remark}\n{function}steps:\n  s: {{function: f}}\n");
+        let handle = submit(&cluster, &body, &on(&[1])).expect("submitted");
+        handle.wait(Some(PATIENCE)).expect("it ends").unwrap_or_else(|error| panic!("{error}"));
+        cluster.nodes[0].stats().expect("it lives").heard.words - before
+    };
+    // That the other takes part, and that its part is done.
+    assert_eq!([heard(0), heard(0)], [2, 2]);
+    // It keeps 256 workflows.
+    (1..=256).for_each(|remark| assert_eq!(heard(remark), 2));
+    assert_eq!(heard(0), 3, "and that it has not read the workflow");
+    assert_eq!(heard(0), 2);
+}
+
+#[test]
 fn an_engine_that_dies_says_why() {
     let Some(cluster) = start(1, |_, _| {}) else { return };
     let node = &cluster.nodes[0];
