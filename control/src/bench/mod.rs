@@ -16,6 +16,7 @@ mod grouping;
 pub mod local;
 mod measure;
 mod memcpy;
+pub mod one;
 mod remote;
 mod results;
 mod scale;
