@@ -1,7 +1,7 @@
 //! Steps that do nothing: what the system adds to each.
 
 use crate::native;
-use crate::node::{Bench, Done, parse};
+use crate::node::{self, Done, parse};
 use crate::report::{Goal, Report, number};
 use crate::stats::Samples;
 use crate::wake::{self, Wake};
@@ -59,7 +59,7 @@ fn chain(functions: &str, input: &str) -> Result<Arc<Workflow>> {
         body += &format!("  s{i}: {{function: step, in: {{{input}: steps.s{}.out}}}}\n", i - 1);
     }
     body += &format!("outputs:\n  out: {{from: steps.s{}.out}}\n", STEPS - 1);
-    parse("chain", &body, Path::new("."))
+    Ok(parse("chain", &body, Path::new("."))?)
 }
 
 /// The benchmark `chain`.
@@ -70,7 +70,7 @@ pub(crate) fn bench(report: &mut Report, n: Option<usize>) -> Result<()> {
     for (name, functions, input, w_max) in
         [("native", native_functions(&library), "in", 3.0), ("python", python_functions(), "value", 6.0)]
     {
-        let bench = Bench::start(NodeConfig::default())?;
+        let bench = node::start(NodeConfig::default())?;
         let workflow = chain(&functions, input)?;
         let mut found: [Found; 2] = Default::default();
         let one = |policy| -> Result<(f64, f64)> {
@@ -137,7 +137,7 @@ outputs:
         library = library.display()
     );
     let workflow = parse("fanout", &body, Path::new("."))?;
-    let bench = Bench::start(NodeConfig::default())?;
+    let bench = node::start(NodeConfig::default())?;
     let list = Given::Json((0..ITEMS).collect());
     let one = || -> Result<Done> {
         let done = bench.run(&workflow, &[("list", list.clone())], None)?;

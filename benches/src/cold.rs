@@ -1,7 +1,7 @@
 //! Cold start: from an invocation's start, with no process for it, to its function's first line.
 
 use crate::native::{self, own};
-use crate::node::{Bench, Done, parse};
+use crate::node::{self, Done, parse};
 use crate::report::{Goal, Report, number};
 use crate::stats::Samples;
 use anyhow::{Context, Result, ensure};
@@ -27,7 +27,7 @@ outputs:
   out: {{from: steps.begin.out}}
 "
     );
-    parse("cold", &body, Path::new("."))
+    Ok(parse("cold", &body, Path::new("."))?)
 }
 
 /// Cold starts by both clocks, in microseconds.
@@ -47,7 +47,7 @@ impl Found {
         let [first_line] = done.words("out")?;
         let find = |wanted: fn(&What) -> bool| done.journal.records.iter().find(|r| wanted(&r.what));
         let began = find(|what| matches!(what, What::Began)).context("the journal has no first line")?.at;
-        if find(|what| matches!(what, What::Dispatched { cold: true })).is_none() {
+        if !done.waited_for_a_process() {
             // The worker that the submission forked was up before the scheduler had its turn.
             self.ahead += 1;
             return Ok(());
@@ -82,7 +82,7 @@ fn bare_forks(program: &Path, n: usize) -> Result<(Samples, Samples)> {
 fn with_zygote(workflow: &Arc<Workflow>, n: usize) -> Result<Samples> {
     let mut samples = Samples::new();
     for _ in 0..n {
-        let bench = Bench::start(NodeConfig::default())?;
+        let bench = node::start(NodeConfig::default())?;
         let mut found = Found::default();
         found.add(&bench.run(workflow, &[], None)?)?;
         samples.extend(&found.first_line);
@@ -102,7 +102,7 @@ fn native(report: &mut Report, n: Option<usize>) -> Result<()> {
     let library = native::library()?;
     let workflow =
         workflow(&format!("runtime: native, library: {}, symbol: bench_begin", library.display()))?;
-    let bench = Bench::start(NodeConfig::default())?;
+    let bench = node::start(NodeConfig::default())?;
     bench.run(&workflow, &[], None)?;
     let (mut first, mut whole, mut found) = (Samples::new(), Samples::new(), Found::default());
     for _ in 0..n.unwrap_or(200).div_ceil(GROUP) {
@@ -150,7 +150,7 @@ fn python(report: &mut Report, n: Option<usize>) -> Result<()> {
     }
     let handler = own("python/bench_numpy.py");
     let workflow = workflow(&format!("runtime: python, handler: \"{}:begin\"", handler.display()))?;
-    let bench = Bench::start(NodeConfig::default())?;
+    let bench = node::start(NodeConfig::default())?;
     bench.run(&workflow, &[], None)?;
     let (mut fresh, mut found) = (Samples::new(), Found::default());
     for _ in 0..n.unwrap_or(100).div_ceil(GROUP) {

@@ -2,7 +2,7 @@
 
 use crate::machine::cores;
 use crate::native;
-use crate::node::{Bench, parse};
+use crate::node::{self, Bench, parse};
 use crate::report::{Goal, Report, number};
 use crate::stats::Samples;
 use crate::wake::{self, Wake};
@@ -61,7 +61,7 @@ outputs:
 ",
         library = library.display()
     );
-    parse("handoff", &body, Path::new("."))
+    Ok(parse("handoff", &body, Path::new("."))?)
 }
 
 impl Size {
@@ -95,7 +95,7 @@ pub(crate) fn bench(report: &mut Report, n: Option<usize>) -> Result<()> {
 fn one_way(report: &mut Report, n: Option<usize>, library: &Path, spinning: bool) -> Result<()> {
     let config = NodeConfig { spin_us: if spinning { SPIN_US } else { 0 }, ..NodeConfig::default() };
     let store_bytes = config.store_bytes;
-    let bench = Bench::start(config)?;
+    let bench = node::start(config)?;
     let how = if spinning { "spinning" } else { "sleeping" };
     let mut sizes = Vec::new();
     for (bytes, name, enough) in SIZES {

@@ -5,10 +5,10 @@
 //! - write-sealed memfd: each object is a fresh memfd that is sealed against writing; what it takes
 //!   longer than filling an extent that is used again, its memory being new.
 
-use crate::machine::now_ns;
 use crate::report::{Goal, Report};
 use crate::stats::Samples;
 use anyhow::Result;
+use dflow_control::bench::one::now_ns;
 use dflow_proto::ids::{Extent, SegmentId};
 use dflow_shm::segment::Segment;
 

@@ -7,10 +7,11 @@
 //! How long a core has been idle changes what it takes to wake it, so there are two: a sleeper that
 //! waited for a function at work, and one that has only just fallen asleep, as in a chain of short steps.
 
-use crate::machine::{now_ns, pin, two_cores};
+use crate::machine::{pin, two_cores};
 use crate::report::{Goal, Report};
 use crate::stats::Samples;
 use anyhow::{Context, Result, ensure};
+use dflow_control::bench::one::now_ns;
 use dflow_proto::ids::{Extent, SegmentId};
 use dflow_shm::futex;
 use dflow_shm::segment::{PartMut, Segment};

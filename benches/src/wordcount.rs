@@ -3,7 +3,7 @@
 
 use crate::machine::cores;
 use crate::native::own;
-use crate::node::{Bench, Done};
+use crate::node::{self, Done};
 use crate::report::{Goal, Report, number};
 use crate::stats::Samples;
 use anyhow::{Context, Result, bail, ensure};
@@ -91,7 +91,7 @@ pub(crate) fn bench(report: &mut Report, n: Option<usize>) -> Result<()> {
 
 fn one_form(report: &mut Report, n: Option<usize>, form: &str, corpus: &Path) -> Result<()> {
     let workflow = load(form)?;
-    let bench = Bench::start(NodeConfig::default())?;
+    let bench = node::start(NodeConfig::default())?;
     let inputs = [("text", Given::File(corpus.into()))];
     let mut found: [Found; 3] = Default::default();
     let mut answer: Option<Vec<u8>> = None;

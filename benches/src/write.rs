@@ -2,7 +2,7 @@
 //! again: the same process, the same bytes, the three ways taking turns.
 
 use crate::native;
-use crate::node::{Bench, parse};
+use crate::node::{self, parse};
 use crate::report::{Goal, Report, number};
 use crate::stats::Samples;
 use anyhow::Result;
@@ -19,7 +19,7 @@ const SHARE: f64 = 0.9;
 pub(crate) fn bench(report: &mut Report, n: Option<usize>) -> Result<()> {
     report.begin("write");
     let library = native::library()?;
-    let bench = Bench::start(NodeConfig::default())?;
+    let bench = node::start(NodeConfig::default())?;
     let body = format!(
         "\
 inputs:

@@ -140,6 +140,24 @@ fn open_loops_cold_pools_and_several_workflows() {
 }
 
 #[test]
+fn pools_of_all_nodes_are_cold() {
+    let scene = Scene::new();
+    scene.write_flow(FLOW);
+    let nodes = ["--nodes", "3", "--no-dflow", "--start", "first-byte", "--baseline", "same-store,cflow"];
+    let load = ["--cold", "-n", "3", "--warmups", "1", "--store", "64MiB", "-q"];
+    let (ended, figures) = bench(&scene, &[&nodes[..], &load].concat());
+    ended.expect(0, &[]);
+    assert_eq!((&figures["cold"], &figures["nodes"]), (&true.into(), &3.into()), "{figures}");
+    assert_eq!(figures["different_outputs"], serde_json::json!([]), "{ended}");
+    for contender in ["first-byte", "same-store", "cflow"] {
+        let row = row(&figures, contender);
+        assert_eq!((&row["failed"], &row["latency_us"]["samples"]), (&0.into(), &3.into()), "{row}");
+        assert!(row["cold_starts"].as_f64() > Some(0.9), "{row}");
+    }
+    scene.assert_nothing_left();
+}
+
+#[test]
 fn a_store_that_is_killed_ends_its_contender_and_no_other() {
     let scene = Scene::new();
     scene.write_flow(FLOW);

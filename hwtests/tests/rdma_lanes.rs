@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "its processes tell each other and the test on their stdout")]
 #![cfg(feature = "rdma")]
 
+use dflow_control::daemon::config::Settings;
 use dflow_control::doctor::{Grade, examine};
 use dflow_dataplane::transport::Transport;
 use dflow_hwtests::guest::{Place, card_counter, is_guest, place_with_cards};
@@ -89,7 +90,7 @@ fn two_cards_share_a_transfer() {
     let stats = reader.transport.stats();
     assert_eq!((stats.registrations, stats.downgrades), (6, 0));
 
-    let findings = examine(Path::new("/run"), Path::new("python3"));
+    let findings = examine(&Settings::default(), Path::new("python3"));
     let finding = findings.iter().find(|finding| finding.check == "RDMA").expect("doctor looks at it");
     println!("rdma: doctor: {}", finding.found);
     assert!(CARDS.iter().all(|card| finding.found.contains(&format!("{card} port 1"))), "{finding:?}");

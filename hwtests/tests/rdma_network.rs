@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "its processes tell each other and the test on their stdout")]
 #![cfg(feature = "rdma")]
 
+use dflow_control::daemon::config::Settings;
 use dflow_control::doctor::{Grade, examine};
 use dflow_dataplane::transport::rdma::look;
 use dflow_dataplane::transport::{Backend, Config, Epoch, NodeId, OpenError, Secret, Transport, open};
@@ -86,7 +87,7 @@ fn a_card_without_an_address() {
     assert!(why.contains("rxe0 port 1 has no address that belongs to this host"), "{why}");
     assert!(why.contains("give its interface one"), "{why}");
 
-    let findings = examine(Path::new("/run"), Path::new("python3"));
+    let findings = examine(&Settings::default(), Path::new("python3"));
     let finding = findings.iter().find(|finding| finding.check == "RDMA").expect("doctor looks at it");
     assert_eq!(finding.grade, Grade::Warn);
     assert!(finding.found.contains(&why) && finding.means.contains("go over TCP"), "{finding:?}");

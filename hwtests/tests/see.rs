@@ -248,6 +248,27 @@ fn doctor_tells_what_to_mend() {
         let silent = finding["mend"] == "" && finding["check"] != "huge pages";
         assert!(finding["grade"] == "ok" || !silent, "{finding} does not say what to do");
     }
+    // It is read as a node would read it, from any of the places.
+    scene.write("node.toml", "cards = \"nosuch_0\"\n");
+    let told = json(&dflow(&scene, &["doctor", "-o", "json", "--config", "node.toml"]));
+    let rdma = |found: &Value| {
+        let all = found.as_array().expect("a list");
+        all.iter().find(|f| f["check"] == "RDMA").expect("it looks at it").clone()
+    };
+    assert_eq!(rdma(&told)["grade"], "warn", "{told:#}");
+    assert!(
+        rdma(&told)["found"].as_str().is_some_and(|found| found.contains("cards = nosuch_0")),
+        "{told:#}"
+    );
+    let peers = ["--peers", "b=127.0.0.1:7499", "--spill", "/var/tmp"];
+    let only =
+        [&["doctor", "-o", "json", "--config", "node.toml", "--transport", "rdma"], &peers[..]].concat();
+    let told = dflow(&scene, &only);
+    let found: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|e| panic!("{e}: {told}"));
+    assert_eq!((told.code, &rdma(&found)["grade"]), (3, &"fail".into()), "{told}");
+    scene.write("node.toml", "crads = \"mlx5_0\"\n");
+    let typo = dflow(&scene, &["doctor", "--config", "node.toml"]);
+    typo.expect(2, &["did you mean `cards`"]);
     let bad = dflow(&scene, &["doctor", "--spill", "/nonexistent/spill"]);
     assert_eq!(bad.code, 3, "{bad}");
     assert!(String::from_utf8_lossy(&bad.stdout).contains("mkdir -p /nonexistent/spill"), "{bad}");

@@ -8,6 +8,7 @@ use crate::node::SubmitError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use dflow_proto::store::StoreError;
 
 /// A refusal as it goes to the client.
 #[derive(Debug)]
@@ -72,6 +73,10 @@ impl From<Refusal> for ApiError {
             Refusal::Registry(error) => error.into(),
             Refusal::Submit(SubmitError::Input(_) | SubmitError::Read { .. }) => {
                 of(StatusCode::BAD_REQUEST, "bad_input")
+            }
+            // Waiting makes no store larger.
+            Refusal::Submit(SubmitError::Store { source: StoreError::TooLarge { .. }, .. }) => {
+                of(StatusCode::INSUFFICIENT_STORAGE, "store_full")
             }
             Refusal::Submit(SubmitError::Store { .. }) => {
                 of(StatusCode::INSUFFICIENT_STORAGE, "store_full").retry(5)

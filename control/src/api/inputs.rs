@@ -4,21 +4,27 @@ use super::Api;
 use super::error::ApiError;
 use super::stream::{BodyReader, length, receive};
 use super::types::InputInfo;
+use crate::daemon::config::Settings;
 use crate::daemon::{Filling, Refusal};
 use crate::node::{Given, InputWriter, SubmitError};
 use crate::workflow::{InputError, ValueType};
 use axum::Json;
 use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
 use dflow_proto::limits::CONDITION_BYTES_MAX;
 use serde::de::IgnoredAny;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
 
+/// What is spooled between two looks at what the store could hold.
+const SPOOL_BYTES: u64 = 1 << 20;
+
 /// Sends the value of one input of an open run: its bytes as they are. With `Content-Length` they go
-/// straight into the store; without, they wait in a file until their length is known.
+/// straight into the store; without, they wait in a file until their length is known, or until they are more than the store
+/// could hold.
 #[utoipa::path(
     put, path = "/v1/runs/{run}/inputs/{input}", request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 200, body = InputInfo), (status = 400), (status = 404), (status = 409), (status = 413))
+    responses((status = 200, body = InputInfo), (status = 400), (status = 404), (status = 409), (status = 413), (status = 507))
 )]
 pub(super) async fn put(
     State(api): State<Api>,
@@ -37,15 +43,14 @@ pub(super) async fn put(
     if spec.ty.is_scalar() {
         bytes_max = bytes_max.min(CONDITION_BYTES_MAX);
     }
-    let spool_dir = api.settings.state_dir.clone();
+    let settings = api.settings.clone();
     let what = format!("input {input}");
     let received = receive(body, bytes_max, &what, move |body| {
         let bytes = match (spec.ty.is_scalar(), bytes) {
             (true, _) => scalar(&mut filling, &input, body)?,
             (false, Some(bytes)) => straight(&mut filling, &input, spec.ty, bytes, body)?,
             (false, None) => {
-                let (file, bytes) =
-                    spool(&spool_dir, body).map_err(|e| ApiError::bad(format!("{input}: {e}")))?;
+                let (file, bytes) = spool(&settings, &input, body)?;
                 straight(&mut filling, &input, spec.ty, bytes, file)?
             }
         };
@@ -117,12 +122,76 @@ impl<R: Read> Read for Tee<'_, R> {
     }
 }
 
-/// A file without a name, for a body of unknown length.
-fn spool(dir: &std::path::Path, body: &mut BodyReader) -> io::Result<(File, u64)> {
+/// A file without a name with a body of unknown length, and how long it is. What the store could never hold is not
+/// read to its end.
+fn spool(settings: &Settings, input: &str, body: &mut impl Read) -> Result<(File, u64), ApiError> {
     use rustix::fs::{CWD, Mode, OFlags, openat};
+    let dir = &settings.state_dir;
+    let failed = |e: io::Error| {
+        let full = matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let status = if full { StatusCode::INSUFFICIENT_STORAGE } else { StatusCode::INTERNAL_SERVER_ERROR };
+        let what = format!("input {input} cannot wait in {} until its length is known: {e}", dir.display());
+        ApiError::new(status, "storage", format!("{what}; send it with Content-Length"))
+    };
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let mut file = File::from(openat(CWD, dir, flags, Mode::RUSR | Mode::WUSR)?);
-    let bytes = io::copy(body, &mut file)?;
-    file.rewind()?;
+    let file = openat(CWD, dir, flags, Mode::RUSR | Mode::WUSR);
+    let mut file = File::from(file.map_err(|e| failed(e.into()))?);
+    let mut bytes = 0;
+    loop {
+        let more = io::copy(&mut body.by_ref().take(SPOOL_BYTES), &mut file).map_err(failed)?;
+        bytes += more;
+        settings
+            .node
+            .could_hold(bytes)
+            .map_err(|source| Refusal::from(SubmitError::Store { name: input.to_owned(), source }))?;
+        if more == 0 {
+            break;
+        }
+    }
+    file.rewind().map_err(failed)?;
     Ok((file, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::NodeConfig;
+
+    /// Zeros without an end that count what is read of them.
+    struct Endless(u64);
+
+    impl Read for Endless {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            into.fill(0);
+            self.0 += into.len() as u64;
+            Ok(into.len())
+        }
+    }
+
+    #[test]
+    fn a_body_of_unknown_length_is_refused_once_the_store_could_not_hold_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let node = |spill_dir| NodeConfig {
+            store_bytes: 4 << 20,
+            spill_dir,
+            spill_bytes: 8 << 20,
+            ..NodeConfig::default()
+        };
+        let settings = |node| Settings { state_dir: dir.path().to_owned(), node, ..Settings::default() };
+        for (spill_dir, most) in [(None, 4 << 20), (Some(dir.path().to_owned()), 8 << 20)] {
+            let settings = settings(node(spill_dir));
+            let mut endless = Endless(0);
+            let refused = spool(&settings, "text", &mut endless).expect_err("it has no end");
+            let detail = refused.detail();
+            assert_eq!((&*detail.code, detail.retry_s), ("store_full", None), "{detail:?}");
+            assert!(detail.message.contains("can never fit"), "{detail:?}");
+            assert!(endless.0 > most && endless.0 <= most + 2 * SPOOL_BYTES, "{} bytes", endless.0);
+            let (file, bytes) = spool(&settings, "text", &mut Endless(0).take(most)).expect("it fits");
+            assert_eq!((bytes, file.metadata().expect("a file").len()), (most, most));
+        }
+        let mut gone = settings(node(None));
+        gone.state_dir.push("nothing here");
+        let refused = spool(&gone, "text", &mut &b"x"[..]).expect_err("no directory");
+        assert_eq!(refused.detail().code, "storage");
+    }
 }

@@ -6,12 +6,15 @@ use dflow_dataplane::transport::{Epoch, NodeId, Secret};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where each node listens in a network of its own.
 const PORT: u16 = 7401;
 /// The nodes know each other by then.
 const START: Duration = Duration::from_secs(20);
+/// A node that dies is missed by the others at about the same time.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// The nodes of a contender. Dropped, they end.
 pub(super) struct Nodes {
@@ -30,8 +33,14 @@ impl Nodes {
         Ok(Nodes { all: (0..count.max(1)).map(start).collect::<Result<_, _>>()?, link: None, shaped: false })
     }
 
-    /// So many that are one cluster, joined by links of that many bytes a second where this process may make them.
-    pub(super) fn joined(config: &NodeConfig, count: u32, link_bytes_per_s: u64) -> Result<Nodes, String> {
+    /// So many that are one cluster, joined by links of that many bytes a second where this process may make them. Once
+    /// `interrupts` are more than 0 nothing is waited for.
+    pub(super) fn joined(
+        config: &NodeConfig,
+        count: u32,
+        link_bytes_per_s: u64,
+        interrupts: &AtomicU32,
+    ) -> Result<Nodes, String> {
         if count < 2 {
             return Nodes::apart(config, 1);
         }
@@ -50,7 +59,6 @@ impl Nodes {
             .collect();
         let addresses = addresses.map_err(|error| format!("no free port: {error}"))?;
         let secret = secret().map_err(|error| format!("cannot read /dev/urandom: {error}"))?;
-        let name = |at: usize| format!("n{at}");
         let mut all = Vec::new();
         for at in 0..addresses.len() {
             let mut cluster =
@@ -72,6 +80,9 @@ impl Nodes {
         let nodes = Nodes { all, link: Some(link), shaped: lab.is_some() };
         let late = Instant::now() + START;
         while !nodes.all.iter().all(knows_all) {
+            if interrupts.load(Ordering::Relaxed) > 0 {
+                return Err("interrupted".into());
+            }
             if Instant::now() > late {
                 return Err(format!("the nodes do not find each other within {} s", START.as_secs()));
             }
@@ -86,6 +97,30 @@ impl Nodes {
         links.map(|link| link.rdma_bytes + link.stream_bytes).sum()
     }
 
+    /// Which of them has ended, or is out of the others' reach; `None` while all is well. Takes a second if it is not.
+    pub(super) fn lost(&self) -> Option<String> {
+        self.missing()?;
+        // Each finds out for itself, and whom all miss is known when all have.
+        std::thread::sleep(SETTLE);
+        self.missing()
+    }
+
+    fn missing(&self) -> Option<String> {
+        let mut missed = vec![0_usize; self.all.len()];
+        for (at, node) in self.all.iter().enumerate() {
+            let Some(peers) = node.peers() else { return Some(format!("node {} has ended", name(at))) };
+            for (other, count) in missed.iter_mut().enumerate() {
+                *count += usize::from(peers.iter().any(|peer| peer.name == name(other) && !peer.up));
+            }
+        }
+        let most = missed.iter().copied().max().filter(|most| *most > 0)?;
+        let names: Vec<String> = (0..missed.len()).filter(|at| missed[*at] == most).map(name).collect();
+        Some(match &names[..] {
+            [name] => format!("node {name} is out of the others' reach"),
+            names => format!("nodes {} are out of each other's reach", names.join(" and ")),
+        })
+    }
+
     /// The next invocations find no process and no loaded code.
     pub(super) fn cool(&self) {
         self.all.iter().for_each(|node| {
@@ -93,6 +128,11 @@ impl Nodes {
             node.cool();
         });
     }
+}
+
+/// What a node is called.
+fn name(at: usize) -> String {
+    format!("n{at}")
 }
 
 fn knows_all(node: &Node) -> bool {

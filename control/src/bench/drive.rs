@@ -3,7 +3,7 @@
 use super::cluster::Nodes;
 use super::stats::Random;
 use super::{Load, Subject};
-use crate::node::{Journal, Node, OutputValue, RunSpec, RunView, Spread, What};
+use crate::node::{Journal, Node, OutputValue, RunHandle, RunResult, RunSpec, RunView, Spread, What};
 use dflow_core::graph::StartPolicy;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 
 /// Runs of an open loop that may be under way; arrivals beyond wait, and their wait counts.
 const UNDER_WAY_MAX: usize = 512;
+/// How long an interrupt may go unseen.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a cancelled run may take to end: its processes are killed.
+const CANCEL: Duration = Duration::from_secs(10);
 /// Failures after each other upon which a contender is given up.
 pub(super) const FAILURES_MAX: u32 = 5;
 
@@ -42,6 +46,10 @@ pub(super) struct Driver<'a> {
     pub(super) start: Option<StartPolicy>,
     pub(super) cold: bool,
     pub(super) patience: Duration,
+    /// Once more than 0, runs are cancelled and no more begin.
+    pub(super) interrupts: &'a AtomicU32,
+    /// Runs that failed after each other just before.
+    pub(super) in_a_row: u32,
     /// Runs of this block, by number, whose journal and digest are kept.
     pub(super) traced: u32,
 }
@@ -52,30 +60,34 @@ pub(super) struct Block {
     pub(super) samples: Vec<Sample>,
     /// Why runs failed, and of which workflow.
     pub(super) failures: Vec<(usize, String)>,
+    /// Runs that failed after each other, up to its end and with those before it.
+    pub(super) in_a_row: u32,
 }
 
 impl Driver<'_> {
     /// Runs `runs` runs, beginning with number `first` (which decides whose turn it is).
     pub(super) fn block(&self, load: Load, first: u32, runs: u32, random: &mut Random) -> Block {
         let block = Mutex::new(Block::default());
-        let in_a_row = AtomicU32::new(0);
+        let in_a_row = AtomicU32::new(self.in_a_row);
         let one = |number: u32, due: Instant| {
-            if in_a_row.load(Ordering::Relaxed) >= FAILURES_MAX {
+            if in_a_row.load(Ordering::Relaxed) >= FAILURES_MAX || self.interrupted() {
                 return;
             }
             let subject = (first + number) as usize % self.subjects.len();
             // Each workflow is submitted to each node.
             let node = (first + number) as usize / self.subjects.len() % self.nodes.all.len();
             let result = self.run(&self.nodes.all[node], subject, due, number < self.traced);
-            let mut block = block.lock().unwrap_or_else(PoisonError::into_inner);
+            let lock = || block.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
                 Ok(sample) => {
                     in_a_row.store(0, Ordering::Relaxed);
-                    block.samples.push(sample);
+                    lock().samples.push(sample);
                 }
                 Err(message) => {
-                    in_a_row.fetch_add(1, Ordering::Relaxed);
-                    block.failures.push((subject, message));
+                    // Those that a lost node is not needed for would go on, and be of fewer nodes than it says.
+                    let failures = if self.nodes.lost().is_some() { FAILURES_MAX } else { 1 };
+                    in_a_row.fetch_add(failures, Ordering::Relaxed);
+                    lock().failures.push((subject, message));
                 }
             }
         };
@@ -108,7 +120,9 @@ impl Driver<'_> {
                     for number in 0..runs {
                         due_s += if poisson { random.gap_s(per_s) } else { 1.0 / per_s };
                         let due = begun + Duration::from_secs_f64(due_s);
-                        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                        while !self.interrupted() && Instant::now() < due {
+                            std::thread::sleep(due.saturating_duration_since(Instant::now()).min(LOOK));
+                        }
                         let mut count = lock();
                         while *count >= UNDER_WAY_MAX {
                             // Every run ends within its patience.
@@ -126,7 +140,8 @@ impl Driver<'_> {
                 });
             }
         }
-        block.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let in_a_row = in_a_row.into_inner();
+        Block { in_a_row, ..block.into_inner().unwrap_or_else(PoisonError::into_inner) }
     }
 
     fn run(&self, node: &Node, subject: usize, due: Instant, traced: bool) -> Result<Sample, String> {
@@ -138,15 +153,7 @@ impl Driver<'_> {
             spread: Spread::Auto,
         };
         let handle = node.submit(spec).map_err(|e| e.to_string())?;
-        let result = match handle.wait(Some(self.patience)) {
-            Some(result) => result,
-            None => {
-                handle.cancel("the benchmark's patience is over");
-                // Its processes are killed, so that the end comes soon.
-                let _ = handle.wait(Some(Duration::from_secs(10)));
-                return Err(format!("it did not end within {} s", self.patience.as_secs()));
-            }
-        };
+        let result = self.end_of(&handle)?;
         let latency_us = due.elapsed().as_micros() as u64;
         let outputs = result.map_err(|e| e.to_string())?;
         let (view, journal) = (handle.watch().view(), handle.watch().take_journal());
@@ -165,6 +172,33 @@ impl Driver<'_> {
             digest: traced.then(|| digest(&outputs)),
             trace: traced.then_some((view, journal)),
         })
+    }
+}
+
+impl Driver<'_> {
+    fn interrupted(&self) -> bool {
+        self.interrupts.load(Ordering::Relaxed) > 0
+    }
+
+    /// A run's result, unless patience is over before or somebody wants an end.
+    fn end_of(&self, handle: &RunHandle) -> Result<RunResult, String> {
+        let late = Instant::now() + self.patience;
+        let why = loop {
+            let left = late.saturating_duration_since(Instant::now());
+            if let Some(result) = handle.wait(Some(left.min(LOOK))) {
+                return Ok(result);
+            }
+            if self.interrupted() {
+                break "interrupted".to_owned();
+            }
+            if left.is_zero() {
+                break format!("it did not end within {} s", self.patience.as_secs());
+            }
+        };
+        handle.cancel(&why);
+        // It has failed, whatever comes of it.
+        let _ = handle.wait(Some(CANCEL));
+        Err(why)
     }
 }
 

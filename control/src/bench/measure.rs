@@ -37,7 +37,11 @@ struct Contestant {
     node_cpu_us: u64,
     /// Time of its turns.
     wall_us: u64,
+    /// The last of its runs, if they failed.
+    in_a_row: u32,
     given_up: bool,
+    /// The node for which it is.
+    lost: Option<String>,
 }
 
 /// Measures. `say` is told what happens, for people.
@@ -49,6 +53,7 @@ pub fn measure(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Results, BenchE
         return Err(BenchError::ColdLoad);
     }
     let mut results = Results::new(plan);
+    let interrupted = |done| BenchError::Interrupted { done, runs: plan.runs };
     let placed = plan
         .contenders
         .iter()
@@ -56,7 +61,11 @@ pub fn measure(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Results, BenchE
     let places = if placed { places(plan, say)? } else { BTreeMap::new() };
     let mut contestants = Vec::new();
     for contender in &plan.contenders {
-        match enter(plan, contender, &places) {
+        let entered = enter(plan, contender, &places);
+        if plan.interrupted() {
+            return Err(interrupted(0));
+        }
+        match entered {
             Ok(contestant) => contestants.push(contestant),
             Err(why) => {
                 say(&format!("{}: left out: {why}", contender.name));
@@ -70,10 +79,14 @@ pub fn measure(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Results, BenchE
     }
     for contestant in &mut contestants {
         warm_up(plan, contestant, say);
+        if plan.interrupted() {
+            return Err(interrupted(0));
+        }
     }
     let per_block = plan.runs.div_ceil(BLOCKS).max(1);
     let mut done = 0;
-    while done < plan.runs {
+    // Whoever is given up is not waited for.
+    while done < plan.runs && !contestants.iter().all(|c| c.given_up) {
         let runs = per_block.min(plan.runs - done);
         if done > 0 {
             // Whoever comes first after a pause would otherwise always be the same.
@@ -83,6 +96,9 @@ pub fn measure(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Results, BenchE
             // All see the same arrivals.
             let mut random = Random::new(plan.seed.wrapping_add(u64::from(done)));
             take_turn(plan, contestant, done, runs, &mut random, say);
+            if plan.interrupted() {
+                return Err(interrupted(done));
+            }
         }
         done += runs;
         say(&format!("{done} of {} runs each", plan.runs));
@@ -106,8 +122,16 @@ fn places(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<BTreeMap<String, Vec
     let mut places = BTreeMap::new();
     for (index, subject) in plan.subjects.iter().enumerate() {
         let subjects = std::slice::from_ref(subject);
-        let driver =
-            Driver { nodes: &nodes, subjects, start: None, cold: false, patience: plan.patience, traced: 2 };
+        let driver = Driver {
+            nodes: &nodes,
+            subjects,
+            start: None,
+            cold: false,
+            patience: plan.patience,
+            interrupts: &plan.interrupts,
+            in_a_row: 0,
+            traced: 2,
+        };
         // The first run starts processes, and its times would tell of that.
         let block = driver.block(Load::Closed { clients: 1 }, 0, 2, &mut Random::new(0));
         if let Some((view, journal)) = block.samples.into_iter().last().and_then(|sample| sample.trace) {
@@ -171,7 +195,7 @@ fn enter(
             Nodes::apart(&config, 1)?
         }
         _ => {
-            let nodes = Nodes::joined(&config, plan.nodes, plan.link_bytes_per_s)?;
+            let nodes = Nodes::joined(&config, plan.nodes, plan.link_bytes_per_s, &plan.interrupts)?;
             // For its journals, which are of all of them.
             config.cpu_milli *= plan.nodes;
             nodes
@@ -190,7 +214,9 @@ fn enter(
         failures: Vec::new(),
         node_cpu_us: 0,
         wall_us: 0,
+        in_a_row: 0,
         given_up: false,
+        lost: None,
     })
 }
 
@@ -201,6 +227,8 @@ fn driver<'a>(plan: &'a Plan, contestant: &'a Contestant, traced: u32) -> Driver
         start: contestant.start,
         cold: plan.cold,
         patience: plan.patience,
+        interrupts: &plan.interrupts,
+        in_a_row: contestant.in_a_row,
         traced,
     }
 }
@@ -216,7 +244,11 @@ fn warm_up(plan: &Plan, contestant: &mut Contestant, say: &mut dyn FnMut(&str)) 
     let block = driver(plan, contestant, 0).block(load, 0, runs, &mut Random::new(0));
     contestant.moved = contestant.baseline.as_ref().map_or((0, 0, 0), |b| b.traffic.totals());
     contestant.crossed = contestant.nodes.moved_bytes();
-    note_failures(contestant, block.failures, say);
+    contestant.in_a_row = block.in_a_row;
+    if !plan.interrupted() {
+        note_failures(contestant, block.failures, say);
+        note_lost(contestant, say);
+    }
 }
 
 fn take_turn(
@@ -234,15 +266,32 @@ fn take_turn(
     let block = driver(plan, contestant, traced).block(plan.load, first, runs, random);
     contestant.node_cpu_us += own_cpu_us().saturating_sub(cpu_us);
     contestant.wall_us += begun.elapsed().as_micros() as u64;
-    contestant.samples.extend(block.samples);
+    contestant.in_a_row = block.in_a_row;
+    if plan.interrupted() {
+        return;
+    }
     note_failures(contestant, block.failures, say);
+    // Some of the block's runs were on fewer nodes than the figures would say.
+    if !note_lost(contestant, say) {
+        contestant.samples.extend(block.samples);
+    }
+}
+
+/// Gives a contender up that has lost a node; whether it has.
+fn note_lost(contestant: &mut Contestant, say: &mut dyn FnMut(&str)) -> bool {
+    contestant.lost = contestant.nodes.lost();
+    if let Some(why) = &contestant.lost {
+        say(&format!("{}: {why}: given up; the others go on", contestant.contender.name));
+        contestant.given_up = true;
+    }
+    contestant.lost.is_some()
 }
 
 fn note_failures(contestant: &mut Contestant, failures: Vec<(usize, String)>, say: &mut dyn FnMut(&str)) {
     let Some((_, last)) = failures.last() else { return };
     let name = &contestant.contender.name;
     say(&format!("{name}: {} runs failed; the last: {last}", failures.len()));
-    if failures.len() >= FAILURES_MAX as usize {
+    if contestant.in_a_row >= FAILURES_MAX {
         say(&format!("{name}: given up; the others go on"));
         contestant.given_up = true;
     }
@@ -281,6 +330,7 @@ fn report(plan: &Plan, contestant: Contestant, results: &mut Results) {
             wall_us: contestant.wall_us,
             ended: runs,
             given_up: contestant.given_up,
+            lost: contestant.lost.clone(),
             ..Row::default()
         };
         for (_, why) in contestant.failures.iter().filter(|(of, _)| *of == index) {

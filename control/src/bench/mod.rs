@@ -16,6 +16,7 @@ mod grouping;
 pub mod local;
 mod measure;
 mod memcpy;
+pub mod one;
 mod remote;
 mod results;
 mod scale;
@@ -34,6 +35,7 @@ use crate::node::{Given, NodeConfig, Overlaps};
 use crate::workflow::Workflow;
 use dflow_core::graph::StartPolicy;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// A workflow to run.
@@ -174,6 +176,15 @@ pub struct Plan {
     pub worker_cpus: u32,
     /// Bytes a second of each node's link, and of that to a remote store, each way.
     pub link_bytes_per_s: u64,
+    /// Once this is more than 0, all ends soon, without results.
+    pub interrupts: Arc<AtomicU32>,
+}
+
+impl Plan {
+    /// Somebody wants it to end.
+    fn interrupted(&self) -> bool {
+        self.interrupts.load(Ordering::Relaxed) > 0
+    }
 }
 
 /// Why nothing is measured.
@@ -190,6 +201,14 @@ pub enum BenchError {
     /// Nobody is left to be measured.
     #[error("no contender could be set up: {0}")]
     Nobody(String),
+    /// It was told to end.
+    #[error("interrupted after {done} of {runs} runs each; nothing is written")]
+    Interrupted {
+        /// Runs that each contender had then.
+        done: u32,
+        /// Runs that each was to have.
+        runs: u32,
+    },
     /// The plan asks for what cannot be.
     #[error("cold runs come one after the other: use --closed 1 with --cold")]
     ColdLoad,

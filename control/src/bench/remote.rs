@@ -2,6 +2,7 @@
 
 use super::System;
 use crate::netns::Lab;
+use crate::node::sweep;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -49,7 +50,8 @@ pub enum RemoteError {
 #[derive(Debug)]
 pub(super) struct RemoteStore {
     child: Child,
-    dir: PathBuf,
+    /// Its files.
+    _folder: Folder,
     /// Where it answers.
     pub(super) at: SocketAddr,
     /// The network it is in, if not the caller's.
@@ -72,21 +74,21 @@ impl RemoteStore {
             None => free_port().map_err(failed)?,
         };
         let store = STORES.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("dflow-bench-{}-{store}", std::process::id()));
-        fs::create_dir_all(&dir).map_err(failed)?;
+        let folder = Folder::new(&format!("{}-{store}", std::process::id())).map_err(failed)?;
+        let dir = &folder.0;
         let mut command = if redis {
             // Ended by the kernel when this process is, by whatever signal.
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL", "redis-server", "--save", "", "--appendonly", "no"]);
             command.args(["--protected-mode", "no", "--bind", &at.ip().to_string()]);
-            command.args(["--port", &at.port().to_string(), "--dir"]).arg(&dir);
+            command.args(["--port", &at.port().to_string(), "--dir"]).arg(dir);
             command.stdin(Stdio::null());
             command
         } else {
             let mut command = Command::new(std::env::current_exe().map_err(failed)?);
             command.args(["bench", "store", "--listen", &at.to_string()]);
             if matches!(system, System::Cflow | System::Faasflow) {
-                command.arg("--dir").arg(&dir);
+                command.arg("--dir").arg(dir);
             }
             // It ends when this pipe closes.
             command.stdin(Stdio::piped());
@@ -97,11 +99,10 @@ impl RemoteStore {
             lab.enter(1, &mut command);
         }
         if redis && !installed("redis-server") {
-            let _ = fs::remove_dir_all(&dir);
             return Err(RemoteError::Missing { program: "redis-server", package: "redis-server" });
         }
         let child = command.spawn().map_err(failed)?;
-        let store = RemoteStore { child, dir, at, lab, link };
+        let store = RemoteStore { child, _folder: folder, at, lab, link };
         let probe = (at, store.lab.clone());
         // Entering a network is for good, so a thread of its own does it.
         let answers = std::thread::spawn(move || answers(probe.0, probe.1.as_deref())).join();
@@ -117,7 +118,33 @@ impl Drop for RemoteStore {
         // It may have been killed by somebody else, which is as well.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A folder for temporary files. Dropped, it goes with all in it.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Folder {
+    const PREFIX: &str = "dflow-bench-";
+
+    /// Makes one, and removes those of processes that were killed. `name` begins with the number of this one.
+    fn new(name: &str) -> io::Result<Folder> {
+        let root = std::env::temp_dir();
+        if let Err(error) = sweep(&root, Self::PREFIX) {
+            // What is another user's is for them.
+            tracing::debug!(%error, "what a dead measurement left stays");
+        }
+        let path = root.join(format!("{}{name}", Self::PREFIX));
+        fs::create_dir_all(&path)?;
+        Ok(Folder(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next measurement.
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

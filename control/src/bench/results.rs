@@ -49,6 +49,8 @@ pub struct Row {
     pub failures: BTreeMap<String, u32>,
     /// It failed too often in a row, and was not measured to the end.
     pub given_up: bool,
+    /// The node that it lost, if that is why.
+    pub lost: Option<String>,
     /// Of the outputs' contents, of the runs that were looked at.
     pub(super) digests: Vec<u64>,
     /// The runs whose journal was looked at.
@@ -245,6 +247,9 @@ impl Results {
             out.push_str(&format!("left out: {name}: {why}\n"));
         }
         for row in &self.rows {
+            if let Some(why) = &row.lost {
+                out.push_str(&format!("given up: {} {}: {why}\n", row.contender, row.workflow));
+            }
             for (why, count) in &row.failures {
                 out.push_str(&format!("failed: {} {}: {count} times: {why}\n", row.contender, row.workflow));
             }
@@ -327,6 +332,7 @@ impl Results {
             json!({
                 "workflow": row.workflow, "contender": row.contender, "failed": row.failed(),
                 "failures": row.failures, "given_up": row.given_up,
+                "lost": row.lost,
                 "latency_us": row.latency_us.json(), "makespan_us": row.makespan_us.json(),
                 "bytes": row.bytes, "invocations": row.invocations,
                 "cpu_us": {"functions": row.cpu_us, "node": row.node_cpu_us},

@@ -86,10 +86,19 @@ fn converse(shared: &Shared, stream: TcpStream) -> io::Result<()> {
         match (&name[..], value) {
             (b"PING", _) => stream.write_all(b"+PONG\r\n")?,
             (b"SET", Some(value)) => {
-                let held = shared.hold(value)?;
-                let old = shared.lock().insert(keys.swap_remove(0), held);
-                drop(old);
-                stream.write_all(b"+OK\r\n")?;
+                let bytes = value.len();
+                match shared.hold(value) {
+                    Ok(held) => {
+                        let old = shared.lock().insert(keys.swap_remove(0), held);
+                        drop(old);
+                        stream.write_all(b"+OK\r\n")?;
+                    }
+                    // A full disk, most often: its client is told, since a line that breaks off tells nothing.
+                    Err(error) => {
+                        stream
+                            .write_all(format!("-ERR cannot keep {bytes} bytes: {error}\r\n").as_bytes())?;
+                    }
+                }
             }
             (b"GET", _) if keys.len() == 1 => {
                 let held = shared.lock().get(&keys[0]).cloned();
@@ -180,6 +189,24 @@ mod tests {
         let mut got = vec![0; answer.len()];
         stream.read_exact(&mut got).expect("an answer");
         assert_eq!(String::from_utf8_lossy(&got), answer);
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let gone = dir.path().join("gone");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let at = listener.local_addr().expect("an address");
+        std::thread::spawn(move || serve(&listener, Some(&gone)));
+        let mut stream = TcpStream::connect(at).expect("it listens");
+        ask(
+            &mut stream,
+            "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$3\r\nxyz\r\n",
+            "-ERR cannot keep 3 bytes: No such file",
+        );
+        let mut rest = BufReader::new(&stream);
+        rest.read_line(&mut String::new()).expect("the rest of the line");
+        ask(&mut stream, "*2\r\n$3\r\nGET\r\n$1\r\na\r\n", "$-1\r\n");
     }
 
     #[test]

@@ -2,26 +2,39 @@
 
 use super::exit::Exit;
 use super::history::{Form, print};
+use super::node::Given;
 use crate::doctor::{Finding, Grade, examine};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code 0 unless something fails without which no node can run here (then 3).")]
+What a node is told is read as `dflow node` reads it, from --config (default: /etc/dflow/node.toml if it is there),
+variables and flags: `transport`, `cards` and `data` say which card carries its data, `spill` where its store spills.
+
+Exit code 0 unless something fails without which no node can run here, or not as it is configured (then 3); 2 if the
+configuration itself is wrong.
+
+Examples:
+  dflow doctor
+  dflow doctor --config node.toml
+  DFLOW_TRANSPORT=rdma dflow doctor --cards mlx5_0 --data 10.0.0.1:7401 --secret-file secret")]
 pub(super) struct DoctorArgs {
     #[arg(short, long, value_enum, default_value = "table")]
     output: Form,
-    /// The spill directory that `dflow run` would be given
-    #[arg(long, value_name = "DIR", env = "DFLOW_SPILL", default_value = "/var/tmp")]
-    spill: PathBuf,
     /// The interpreter that Python functions would use
     #[arg(long, value_name = "PROGRAM", default_value = "python3")]
     python: PathBuf,
+    #[command(flatten)]
+    given: Given,
 }
 
 pub(super) fn run(args: &DoctorArgs) -> Exit {
-    let findings = examine(&args.spill, &args.python);
+    let loaded = match args.given.load() {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let findings = examine(&loaded.settings, &args.python);
     let code = if findings.iter().any(|f| f.grade == Grade::Fail) { Exit::Environment } else { Exit::Ok };
     let printed = match args.output {
         Form::Json | Form::Yaml => {

@@ -16,7 +16,7 @@ pub(super) enum Exit {
     Output = 4,
     /// The run exceeded its deadline.
     Deadline = 124,
-    /// Ctrl-C.
+    /// Ctrl-C or SIGTERM.
     Interrupted = 130,
 }
 
@@ -29,4 +29,4 @@ Exit codes:
   3    the node could not start on this machine
   4    results could not be written
   124  the run exceeded its deadline
-  130  interrupted (Ctrl-C)";
+  130  interrupted (Ctrl-C, SIGTERM)";

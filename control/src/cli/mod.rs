@@ -8,6 +8,7 @@ mod export;
 mod graph;
 mod history;
 mod import;
+mod interrupt;
 mod lint;
 mod live;
 mod node;

@@ -109,7 +109,8 @@ fn is_global(key: &Key) -> bool {
 }
 
 impl Given {
-    fn load(&self) -> Result<Loaded, Exit> {
+    /// The configuration; what is wrong with it has been said.
+    pub(super) fn load(&self) -> Result<Loaded, Exit> {
         let value = |key: &Key| {
             let found = self.values.iter().find(|(name, ..)| *name == key.name);
             found.map(|(_, value, origin)| (value.clone(), origin.clone()))

@@ -2,6 +2,7 @@
 
 use super::exit::Exit;
 use super::history::KeepArgs;
+use super::interrupt::count_interrupts;
 use super::live::{Live, bytes_text, state_word};
 use super::open::open;
 use super::results;
@@ -15,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// How often the terminal is redrawn.
 const FRAME: Duration = Duration::from_millis(100);
@@ -301,33 +301,4 @@ fn print_summary(
     {
         println!("{summary:#}");
     }
-}
-
-/// Counts Ctrl-C and SIGTERM from now on instead of dying of them, so that the run can end cleanly.
-/// They are caught when this returns, not once a thread of it got its turn.
-fn count_interrupts() -> Arc<AtomicU32> {
-    let count = Arc::new(AtomicU32::new(0));
-    let catch = || -> std::io::Result<_> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let caught = {
-            let _inside = runtime.enter();
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-        };
-        Ok((runtime, caught))
-    };
-    let Ok((runtime, (mut interrupt, mut terminate))) = catch() else { return count };
-    let counter = count.clone();
-    // The thread waits for signals as long as the process lives.
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                counter.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-    });
-    count
 }

@@ -3,21 +3,12 @@
 use super::{Finding, Grade};
 use dflow_dataplane::transport::uring::Probe;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// memfd, pidfd, and populating mappings ahead.
 const KERNEL_NEEDED: (u32, u32) = (5, 14);
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const IO_URING_DISABLED: &str = "/proc/sys/kernel/io_uring_disabled";
-/// Where libraries are, by distribution.
-const LIBRARY_FOLDERS: [&str; 6] = [
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib/aarch64-linux-gnu",
-    "/usr/lib64",
-    "/usr/lib",
-    "/lib64",
-    "/usr/local/lib",
-];
 
 pub(super) fn version() -> Finding {
     let name = rustix::system::uname();
@@ -64,15 +55,17 @@ fn judge_huge_pages(text: Option<&str>) -> Finding {
     }
 }
 
-pub(super) fn io_uring() -> Finding {
+/// `needed`: the node's transport is io_uring and nothing else.
+pub(super) fn io_uring(needed: bool) -> Finding {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let filtered = status.lines().any(|l| l.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"));
     let refused = Probe::look().err();
-    judge_io_uring(refused.as_deref(), fs::read_to_string(IO_URING_DISABLED).ok().as_deref(), filtered)
+    let disabled = fs::read_to_string(IO_URING_DISABLED).ok();
+    judge_io_uring(refused.as_deref(), disabled.as_deref(), filtered, needed)
 }
 
 /// Transfers between nodes only; one node does without.
-fn judge_io_uring(refused: Option<&str>, disabled: Option<&str>, filtered: bool) -> Finding {
+fn judge_io_uring(refused: Option<&str>, disabled: Option<&str>, filtered: bool, needed: bool) -> Finding {
     const CHECK: &str = "io_uring";
     let Some(why) = refused else { return Finding::ok(CHECK, "works") };
     let means = "transfers between nodes use plain sockets; runs on one node do not need it";
@@ -85,6 +78,10 @@ fn judge_io_uring(refused: Option<&str>, disabled: Option<&str>, filtered: bool)
             "sudo apt-get install linux-image-amd64 && sudo reboot   (Linux 5.11 or later with CONFIG_IO_URING)"
         }
     };
+    if needed {
+        let means = "`transport = uring` allows nothing else: the node does not start once it has peers";
+        return Finding::bad(CHECK, Grade::Fail, why, means, mend);
+    }
     Finding::warn(CHECK, why, means, mend)
 }
 
@@ -116,52 +113,6 @@ fn judge_cgroups(controllers: Option<&str>, v1_memory: bool) -> Finding {
     }
 }
 
-pub(super) fn rdma() -> Finding {
-    let entries = fs::read_dir("/sys/class/infiniband").into_iter().flatten().flatten();
-    let mut devices: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    devices.sort();
-    let library = |name: &str| {
-        LIBRARY_FOLDERS.iter().map(|folder| PathBuf::from(folder).join(name)).find(|path| path.exists())
-    };
-    let missing: Vec<&str> = ["libibverbs.so.1"].into_iter().filter(|name| library(name).is_none()).collect();
-    judge_rdma(&devices, &missing, usable())
-}
-
-/// The card that transfers would use, and why; or why none.
-#[cfg(feature = "rdma")]
-fn usable() -> Result<String, String> {
-    use dflow_dataplane::transport::rdma::look;
-    look(None, None).map(|choice| choice.to_string()).map_err(|error| error.to_string())
-}
-
-#[cfg(not(feature = "rdma"))]
-fn usable() -> Result<String, String> {
-    Err("this dflow was built without the feature `rdma`".to_owned())
-}
-
-fn judge_rdma(devices: &[String], missing: &[&str], usable: Result<String, String>) -> Finding {
-    const CHECK: &str = "RDMA";
-    match (devices, missing) {
-        // Hardware that is not there is no defect.
-        ([], _) => Finding::ok(CHECK, "no device; TCP is what transfers between nodes would use"),
-        (devices, []) => match usable {
-            Ok(choice) => Finding::ok(CHECK, choice),
-            Err(why) => Finding::warn(
-                CHECK,
-                format!("{}: {why}", devices.join(", ")),
-                "no card can be used; transfers between nodes go over TCP",
-                "",
-            ),
-        },
-        (devices, missing) => Finding::warn(
-            CHECK,
-            format!("{} without {}", devices.join(", "), missing.join(" and ")),
-            "the device cannot be used; transfers between nodes fall back to TCP",
-            "sudo apt-get install libibverbs1 ibverbs-providers",
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,23 +135,14 @@ mod tests {
 
     #[test]
     fn io_uring_is_mended_by_what_forbids_it() {
-        assert_eq!(judge_io_uring(None, Some("0\n"), true).grade, Grade::Ok);
+        assert_eq!(judge_io_uring(None, Some("0\n"), true, true).grade, Grade::Ok);
         let refused = Some("io_uring_setup: Operation not permitted");
-        let mend = |disabled, filtered| judge_io_uring(refused, disabled, filtered).mend;
+        let mend = |disabled, filtered| judge_io_uring(refused, disabled, filtered, false).mend;
         assert!(mend(Some("2\n"), false).contains("sysctl"));
         assert!(mend(Some("0\n"), true).contains("seccomp"));
         assert!(mend(None, false).contains("apt-get"));
-    }
-
-    #[test]
-    fn a_device_without_its_library_is_told() {
-        let down = || Err("mlx5_0 port 1 is down".to_owned());
-        assert_eq!(judge_rdma(&[], &["libibverbs.so.1"], down()).grade, Grade::Ok);
-        let device = ["mlx5_0".to_owned()];
-        assert_eq!(judge_rdma(&device, &[], Ok("mlx5_0 port 1".to_owned())).grade, Grade::Ok);
-        let unusable = judge_rdma(&device, &[], down());
-        assert!(unusable.grade == Grade::Warn && unusable.found.contains("is down"), "{unusable:?}");
-        assert!(judge_rdma(&device, &["libibverbs.so.1"], down()).mend.contains("apt-get install"));
+        let grade = |needed| judge_io_uring(refused, None, false, needed).grade;
+        assert_eq!((grade(false), grade(true)), (Grade::Warn, Grade::Fail));
     }
 
     #[test]

@@ -8,7 +8,10 @@ mod kernel;
 mod limits;
 mod measure;
 mod programs;
+mod transport;
 
+use crate::daemon::config::Settings;
+use dflow_dataplane::transport::Backend;
 use std::path::Path;
 
 /// How bad a finding is.
@@ -18,7 +21,7 @@ pub enum Grade {
     Ok,
     /// A node runs, but slower, or some functions cannot.
     Warn,
-    /// No node can run.
+    /// No node can run, or not as it is configured.
     Fail,
 }
 
@@ -80,21 +83,21 @@ impl Finding {
     }
 }
 
-/// Looks at everything. `spill` is the spill directory and `python` the interpreter that runs would
-/// use. Takes about a tenth of a second.
-pub fn examine(spill: &Path, python: &Path) -> Vec<Finding> {
+/// Looks at everything, for a node of these settings. `python` is the interpreter that runs would use. Takes about a
+/// tenth of a second.
+pub fn examine(settings: &Settings, python: &Path) -> Vec<Finding> {
     let mut findings = vec![
         kernel::version(),
         kernel::huge_pages(),
-        kernel::io_uring(),
+        kernel::io_uring(settings.backend == Backend::Uring && !settings.peers.is_empty()),
         kernel::cgroups(),
-        kernel::rdma(),
+        transport::rdma(settings),
         limits::memory(),
         limits::locked_memory(),
         limits::open_files(),
         limits::processes(),
         limits::shared_memory(),
-        limits::spill(spill),
+        limits::spill(settings.node.spill_dir.as_deref().unwrap_or(Path::new("none"))),
         limits::history(),
     ];
     findings.extend(programs::libexec());

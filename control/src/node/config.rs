@@ -2,6 +2,8 @@
 
 use super::baseline::{Baseline, Overlaps};
 use super::cluster::ClusterConfig;
+use dflow_proto::limits::HUGE_BYTES;
+use dflow_proto::store::StoreError;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -67,6 +69,22 @@ impl Default for NodeConfig {
             cluster: None,
             libexec: Libexec::find(),
         }
+    }
+}
+
+impl NodeConfig {
+    /// Refuses an object of so many bytes that the store could not hold even if it had nothing else: for whoever
+    /// must take its bytes from elsewhere before the store can be asked.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`], which says what there is.
+    pub fn could_hold(&self, need_bytes: u64) -> Result<(), StoreError> {
+        let have_bytes = self.store_bytes.next_multiple_of(HUGE_BYTES);
+        let spill_bytes = if self.spill_dir.is_some() { self.spill_bytes } else { 0 };
+        if need_bytes <= have_bytes.max(spill_bytes) {
+            return Ok(());
+        }
+        Err(StoreError::TooLarge { need_bytes, have_bytes, spill_bytes, disk: None })
     }
 }
 

@@ -1,4 +1,4 @@
-//! What nodes that were killed have left: directories whose names tell whose they were.
+//! What nodes, and measurements, that were killed have left: directories whose names tell whose they were.
 
 use std::fs;
 use std::io;
@@ -8,14 +8,14 @@ use std::path::Path;
 ///
 /// # Errors
 /// `root` cannot be read, or one of them cannot be removed.
-pub(super) fn sweep(root: &Path, prefix: &str) -> io::Result<()> {
+pub(crate) fn sweep(root: &Path, prefix: &str) -> io::Result<()> {
     for entry in fs::read_dir(root)? {
         let entry = entry?;
         let name = entry.file_name();
         let owner = name.to_str().and_then(|n| n.strip_prefix(prefix)).and_then(|n| n.split('-').next());
         let Some(pid) = owner.and_then(|pid| pid.parse::<u32>().ok()) else { continue };
         if !Path::new(&format!("/proc/{pid}")).exists() {
-            tracing::info!(dir = %entry.path().display(), "removing what a dead node left");
+            tracing::info!(dir = %entry.path().display(), "removing what a dead process left");
             fs::remove_dir_all(entry.path())?;
         }
     }

@@ -6,6 +6,8 @@
 //! target's have done what was given to them before. So a chain stays where its data is, and branches spread when one
 //! node has no core left for them. All of it stays at the run's home if it would end there about as soon.
 //!
+//! Times and sizes are as wild as whoever gave them: sums stay at the largest number instead of going past it.
+//!
 //! A foreach step is led where its list lies. Its items are dealt out over all nodes by their cores, unless it is known
 //! how many they are and how long they take, and that moving them would cost more than waiting for the cores of one
 //! node.
@@ -115,8 +117,7 @@ pub fn place(
     costs.extend(graph.steps[costs.len()..].iter().map(Cost::hinted));
     let rank = graph.longest_ways(|step| {
         let cost = &costs[step as usize];
-        let bytes: u64 = cost.bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes));
-        cost.run_us.max(1).saturating_add(bytes.checked_div(bandwidth).unwrap_or(0))
+        cost.run_us.max(1).saturating_add(total(&cost.bytes).checked_div(bandwidth).unwrap_or(0))
     })?;
     let mut order = graph.topological()?;
     // A step's rank is larger than that of any step behind it, but for switches, which cost nothing: the sort is
@@ -139,7 +140,9 @@ pub fn place(
     let mut home = over(&nodes[..1]);
     home.placement.nodes = spread.placement.nodes;
     let known_all = costs.iter().all(|cost| cost.items > 0);
-    let pays = spread.ends_us() * 100 < home.ends_us() * SPREAD_PERCENT_MAX;
+    // In wide integers, in which no product of two times can be more than there is.
+    let pays =
+        u128::from(spread.ends_us()) * 100 < u128::from(home.ends_us()) * u128::from(SPREAD_PERCENT_MAX);
     Ok(if known_all && !pays { home } else { spread })
 }
 
@@ -210,7 +213,7 @@ impl<'a> Planner<'a> {
         let dealt =
             dealt && (self.costs[step as usize].items == 0 || self.deal(step, lead, &hosts, false) < end);
         let (ready, moved) = self.arrive(step, lead, true);
-        self.draft.moved_bytes += moved;
+        self.draft.moved_bytes = self.draft.moved_bytes.saturating_add(moved);
         if dealt {
             self.draft.placement.steps[step as usize] = Place::Spread { lead, hosts: hosts.clone() };
             let end = self.deal(step, lead, &hosts, true);
@@ -259,33 +262,34 @@ impl<'a> Planner<'a> {
         let own = &self.graph.steps[step as usize];
         let list_bytes =
             own.foreach.as_ref().and_then(|each| thing(&each.over)).map_or(0, |of| self.bytes(of));
-        let put_bytes: u64 = self.costs[step as usize].bytes.iter().sum();
+        let put_bytes = total(&self.costs[step as usize].bytes);
         let parts = hosts.len() as u64;
         let part = |node: NodeIndex| hosts.iter().filter(|host| **host == node).count() as u64;
         let away = parts - part(lead);
         // Items are worked on as they arrive, and gathered as they end: the first piece is waited for, and the last.
         let items = self.items(step);
         let hop_us = if away > 0 { HOP_US } else { 0 };
-        let first = ready + hop_us + self.carry_us(list_bytes / items);
-        let there = ready + hop_us + self.carry_us(list_bytes / parts * away);
-        let back_us = hop_us + self.carry_us(put_bytes / items);
+        let start = ready.saturating_add(hop_us);
+        let first = start.saturating_add(self.carry_us(list_bytes / items));
+        let there = start.saturating_add(self.carry_us(list_bytes / parts * away));
+        let back_us = hop_us.saturating_add(self.carry_us(put_bytes / items));
         if for_good {
             let link = &mut self.links[usize::from(lead)];
             link.out_us = link.out_us.max(there);
-            self.draft.moved_bytes += list_bytes / parts * away;
+            self.draft.moved_bytes = self.draft.moved_bytes.saturating_add(list_bytes / parts * away);
         }
         let mut end = ready;
         for node in 0..self.cores.len() as NodeIndex {
-            let share = (items * part(node)).div_ceil(parts);
+            let share = items.saturating_mul(part(node)).div_ceil(parts);
             if share > 0 && node == lead {
                 end = end.max(self.run(step, node, ready, share, for_good).1);
             } else if share > 0 {
                 let worked = self.run(step, node, first, share, for_good).1;
-                end = end.max(worked).max(there + self.costs[step as usize].busy_us(1, 1));
+                end = end.max(worked).max(there.saturating_add(self.costs[step as usize].busy_us(1, 1)));
             }
         }
         // Whoever gathers it waits for that by itself.
-        if for_good { end } else { end + back_us }
+        if for_good { end } else { end.saturating_add(back_us) }
     }
 
     fn carry_us(&self, bytes: u64) -> u64 {
@@ -330,22 +334,23 @@ impl<'a> Planner<'a> {
             }
         }
         sends.sort_unstable();
-        let mut moved = 0;
+        let mut moved = 0_u64;
         let mut in_us = self.links[usize::from(node)].in_us;
         let mut out_us: BTreeMap<NodeIndex, u64> = BTreeMap::new();
         for (ended, host, bytes, of) in sends {
-            moved += bytes;
+            moved = moved.saturating_add(bytes);
             let carry_us = self.carry_us(bytes);
             let out = out_us.entry(host).or_insert(self.links[usize::from(host)].out_us);
             let mut there = ended;
             if carry_us > 0 {
-                there = ended.max(in_us).max(*out) + carry_us;
+                there = ended.max(in_us).max(*out).saturating_add(carry_us);
                 (in_us, *out) = (there, there);
             }
-            ready = ready.max(there + HOP_US);
+            let usable = there.saturating_add(HOP_US);
+            ready = ready.max(usable);
             if for_good {
                 let at = self.copies.entry((of, node)).or_insert(0);
-                *at = there.saturating_add(HOP_US).max(*at);
+                *at = usable.max(*at);
             }
         }
         if for_good {
@@ -354,6 +359,11 @@ impl<'a> Planner<'a> {
         }
         (ready, moved)
     }
+}
+
+/// A sum that stays at the most there is.
+fn total(bytes: &[u64]) -> u64 {
+    bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
 }
 
 /// What a reference is to, if not to what lies everywhere.
@@ -377,165 +387,4 @@ fn turns(nodes: &[NodeFacts]) -> Box<[NodeIndex]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::graph::*;
-    use alloc::{format, string::String};
-
-    const TWO: [NodeFacts; 2] = [NodeFacts { cpu_milli: 1000 }, NodeFacts { cpu_milli: 1000 }];
-
-    fn step(name: usize, reads: &[u32], estimate_us: u64, hint_bytes: u64) -> Step {
-        let input = |&of: &u32| InputPort {
-            name: format!("i{of}"),
-            ty: PortType::Bytes,
-            source: Source::Output { step: of, port: 0 },
-            optional: false,
-        };
-        let output = OutputPort {
-            name: String::from("o"),
-            ty: PortType::Bytes,
-            kind: PortKind::Plain,
-            hint_bytes,
-            bytes_max: 0,
-            items_max: 0,
-            file: false,
-        };
-        Step {
-            name: format!("s{name}"),
-            kind: StepKind::Call(0),
-            inputs: reads.iter().map(input).collect(),
-            outputs: vec![output],
-            when: None,
-            foreach: None,
-            after: Vec::new(),
-            start: StartPolicy::FirstByte,
-            retry: Retry::default(),
-            timeout_ms: 0,
-            cpu_milli: 1000,
-            estimate_us,
-            on_failure: OnFailure::Fail,
-        }
-    }
-
-    fn graph(steps: &[(&[u32], u64, u64)]) -> Graph {
-        let function = Function { name: String::from("f"), workers_max: 8, deterministic: false };
-        let steps = steps.iter().enumerate().map(|(i, (reads, us, bytes))| step(i, reads, *us, *bytes));
-        Graph { functions: vec![function], steps: steps.collect(), ..Graph::default() }
-    }
-
-    /// A list, and a foreach over it.
-    fn wide() -> Graph {
-        let mut wide = graph(&[(&[], 0, 0), (&[0], 0, 0)]);
-        wide.steps[1].foreach = Some(Foreach {
-            over: Source::Output { step: 0, port: 0 },
-            json: false,
-            parallel_max: 0,
-            items_max: 0,
-            tolerate: Tolerate::Count(0),
-        });
-        wide
-    }
-
-    fn leads(draft: &Draft) -> Vec<NodeIndex> {
-        draft.placement.steps.iter().map(Place::lead).collect()
-    }
-
-    #[test]
-    fn a_chain_stays_where_its_data_is() {
-        let chain = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[1], 0, 0), (&[2], 0, 0)]);
-        let draft = place(&chain, &TWO, 50, Known::default()).unwrap();
-        assert_eq!(leads(&draft), [0, 0, 0, 0]);
-        assert_eq!(draft.times_us[3], (3 * UNKNOWN_US, 4 * UNKNOWN_US));
-    }
-
-    #[test]
-    fn branches_spread_when_that_ends_sooner() {
-        let fan = graph(&[(&[], 1_000, 1_000), (&[0], 50_000, 0), (&[0], 50_000, 0), (&[1, 2], 1_000, 0)]);
-        let draft = place(&fan, &TWO, 50, Known::default()).unwrap();
-        let nodes = leads(&draft);
-        assert_ne!(nodes[1], nodes[2], "{draft:?}");
-        assert!(draft.times_us[3].1 < 100_000, "{draft:?}");
-    }
-
-    #[test]
-    fn large_data_keeps_branches_together() {
-        let fan = graph(&[(&[], 1_000, 100_000_000), (&[0], 50_000, 0), (&[0], 50_000, 0)]);
-        let draft = place(&fan, &TWO, 50, Known::default()).unwrap();
-        assert_eq!(leads(&draft), [0, 0, 0]);
-        assert_eq!(draft.moved_bytes, 0);
-    }
-
-    #[test]
-    fn larger_nodes_get_more_turns() {
-        let nodes = |cpus: &[u32]| cpus.iter().map(|&cpu_milli| NodeFacts { cpu_milli }).collect::<Vec<_>>();
-        assert_eq!(*turns(&nodes(&[2000, 4000, 1000])), [0, 1, 2, 0, 1, 1, 1]);
-        assert_eq!(*turns(&nodes(&[0, 0])), [0, 1]);
-    }
-
-    #[test]
-    fn wishes_bind() {
-        let chain = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[1], 0, 0)]);
-        let on = |node| Wish::Among(Box::new([node]));
-        let wishes = [on(1), Wish::Anywhere, on(0)];
-        let draft = place(&chain, &TWO, 50, Known { wishes: &wishes, ..Known::default() }).unwrap();
-        assert_eq!(leads(&draft), [1, 1, 0]);
-
-        let wide = wide();
-        let hosts = |wish| {
-            let wishes = [Wish::Anywhere, wish];
-            let known = Known { wishes: &wishes, ..Known::default() };
-            place(&wide, &TWO, 50, known).unwrap().placement.steps[1].hosts().to_vec()
-        };
-        assert_eq!(hosts(Wish::Anywhere), [0, 1]);
-        assert_eq!(hosts(Wish::Together), [0]);
-        assert_eq!(hosts(on(1)), [1]);
-    }
-
-    #[test]
-    fn what_would_have_to_come_back_stays() {
-        // Each branch would end sooner elsewhere, and the join would then wait for its output to come back.
-        let graph = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[0], 0, 0), (&[1, 2], 0, 0)]);
-        let cost = |run_us, bytes| Cost { run_us, items: 1, bytes: Box::new([bytes]) };
-        let costs = [cost(1_000, 500_000), cost(12_000, 1_500_000), cost(12_000, 1_500_000), cost(1_000, 0)];
-        let place = |bandwidth| {
-            let known = Known { costs: &costs, ..Known::default() };
-            leads(&place(&graph, &TWO, bandwidth, known).unwrap())
-        };
-        assert_eq!(place(50), [0, 0, 0, 0], "26 ms, instead of 1 + 12 + 30 + 1");
-        assert_ne!(place(5_000)[1], place(5_000)[2]);
-    }
-
-    #[test]
-    fn a_link_carries_one_transfer_after_the_other() {
-        // One output of 10 ms on the link, and three readers of 15 ms for two cores.
-        let cost = |run_us, bytes| Cost { run_us, items: 1, bytes: Box::new([bytes]) };
-        let fan = graph(&[(&[], 0, 0), (&[0], 0, 0), (&[0], 0, 0), (&[0], 0, 0)]);
-        let costs = [cost(1_000, 500_000), cost(15_000, 0), cost(15_000, 0), cost(15_000, 0)];
-        let known = Known { costs: &costs, ..Known::default() };
-        let draft = place(&fan, &TWO, 50, known).unwrap();
-        // One copy serves all of its readers there.
-        assert_eq!(draft.moved_bytes, 500_000, "{draft:?}");
-        let chain = graph(&[(&[], 0, 0), (&[], 0, 0), (&[0, 1], 0, 0)]);
-        let costs = [cost(50_000, 2_000_000), cost(50_000, 1_000_000), cost(1_000, 0)];
-        let draft = place(&chain, &TWO, 50, Known { costs: &costs, ..Known::default() }).unwrap();
-        // Two steps side by side; the smaller output is the one that moves.
-        assert_ne!(leads(&draft)[0], leads(&draft)[1]);
-        assert_eq!((leads(&draft)[2], draft.moved_bytes), (leads(&draft)[0], 1_000_000), "{draft:?}");
-    }
-
-    #[test]
-    fn items_are_dealt_out_where_that_pays() {
-        let wide = wide();
-        let hosts = |run_us, list_bytes| {
-            let costs = [
-                Cost { run_us: 1_000, items: 1, bytes: Box::new([list_bytes]) },
-                Cost { run_us, items: 8, bytes: Box::new([8]) },
-            ];
-            let known = Known { costs: &costs, ..Known::default() };
-            place(&wide, &TWO, 50, known).unwrap().placement.steps[1].hosts().len()
-        };
-        assert_eq!(hosts(20_000, 8_000), 2, "80 ms saved, nothing to move");
-        assert_eq!(hosts(20_000, 80_000_000), 1, "80 ms saved, 800 ms of moving");
-        assert_eq!(hosts(10, 8), 1, "40 us saved, a hand-over of 200");
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use super::super::history::print;
 use super::super::run::parse_size;
 use super::out::{Format, named_line};
 use crate::bench::local::{Line, LocalError, cold, hand_off, invoke};
+use crate::bench::one::OneError;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct HandoffArgs {
@@ -65,7 +66,7 @@ fn told(lines: Result<Vec<Line>, LocalError>, common: &Common) -> Exit {
         Err(error) => {
             eprintln!("error: {error}");
             return match error {
-                LocalError::Start(_) | LocalError::Memory(_) => Exit::Environment,
+                LocalError::One(OneError::Start(_)) | LocalError::Memory(_) => Exit::Environment,
                 _ => Exit::Failed,
             };
         }

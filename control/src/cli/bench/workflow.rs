@@ -1,9 +1,10 @@
 //! `dflow bench workflow`: workflows under load.
 
 use super::super::exit::Exit;
+use super::super::interrupt::count_interrupts;
 use super::super::open::open_with;
 use super::super::run::{parse_inputs, parse_size, parse_start};
-use crate::bench::{self, Contender, Load, Plan, Subject};
+use crate::bench::{self, BenchError, Contender, Load, Plan, Subject};
 use crate::import::{ImportOptions, Mode};
 use crate::node::{Given, NodeConfig, Overlaps};
 use dflow_core::graph::StartPolicy;
@@ -24,6 +25,9 @@ Baselines, all of them control flow without warming ahead:
   knix            all on one virtual worker, triggers and data through its message bus
 Remote stores are processes behind a veth link of --link bytes a second (root; else loopback, and it says
 so). What is imitated and what is not: docs/evaluation.md.
+
+Ctrl-C and SIGTERM end it at once, without results (exit code 130), and leave nothing behind. A contender that loses
+a node is given up, with the node's name, and the others go on (exit code 1).
 
 Examples:
   dflow bench workflow genome.yaml --cpus 56 --baseline same-store,cflow -n 20
@@ -166,6 +170,13 @@ pub(super) fn run(args: &WorkflowArgs) -> Exit {
     if plan.contenders.is_empty() {
         return wrong("--no-dflow leaves nobody; name others with --start, --without or --baseline");
     }
+    // Hours may lie between now and the moment in which they are written.
+    for path in [&args.json, &args.svg].into_iter().flatten() {
+        if let Err(error) = try_to_write(path) {
+            eprintln!("error: cannot write {}: {error}", path.display());
+            return Exit::Output;
+        }
+    }
     let mut say = |text: &str| {
         if !args.quiet {
             eprintln!("{text}");
@@ -175,24 +186,34 @@ pub(super) fn run(args: &WorkflowArgs) -> Exit {
         Ok(results) => results,
         Err(error) => {
             eprintln!("error: {error}");
-            return if matches!(error, bench::BenchError::ColdLoad) {
-                Exit::Usage
-            } else {
-                Exit::Environment
+            return match error {
+                BenchError::ColdLoad => Exit::Usage,
+                BenchError::Interrupted { .. } => Exit::Interrupted,
+                BenchError::Node { .. } | BenchError::Nobody(_) => Exit::Environment,
             };
         }
     };
     let files = [(&args.json, format!("{:#}\n", results.json())), (&args.svg, results.svg())];
+    let mut written = Exit::Ok;
     for (path, text) in files.iter().filter_map(|(path, text)| path.as_ref().map(|path| (path, text))) {
         if let Err(error) = std::fs::write(path, text) {
             eprintln!("error: cannot write {}: {error}", path.display());
-            return Exit::Output;
+            written = Exit::Output;
         }
     }
+    // The figures are there, if only to be read.
     match super::super::history::print(&results.text()) {
+        Exit::Ok if written != Exit::Ok => written,
         Exit::Ok if !results.complete() || !results.differ.is_empty() => Exit::Failed,
         code => code,
     }
+}
+
+/// Whether a file can be written; one that is not there is not left.
+fn try_to_write(path: &Path) -> std::io::Result<()> {
+    let is_new = !path.exists();
+    std::fs::OpenOptions::new().append(true).create(true).open(path)?;
+    if is_new { std::fs::remove_file(path) } else { Ok(()) }
 }
 
 fn wrong(message: &str) -> Exit {
@@ -263,5 +284,6 @@ fn plan(args: &WorkflowArgs, subjects: Vec<Subject>) -> Plan {
         workers,
         worker_cpus,
         link_bytes_per_s: args.link.max(1000),
+        interrupts: count_interrupts(),
     }
 }
