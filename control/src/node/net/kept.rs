@@ -1,6 +1,6 @@
-//! Memory of the store that the network thread may still read or fill.
+//! Memory of the store that the network may still read or fill.
 //!
-//! The store belongs to the engine's thread. What it lends to the network thread comes back by itself, when
+//! The store belongs to the engine's thread. What it lends to the network comes back by itself, when
 //! the last operation that touches it is over: the last owner's drop puts it on a list and rings the engine.
 
 use dflow_proto::store::{Hold, Lease};

@@ -1,5 +1,5 @@
 //! What a node's programs see of another's outputs: an object is put here, announced, and a waiting get returns
-//! there. Over the same [`Mover`](dflow_dataplane::transfer::Mover) as a node's network thread, with its limits.
+//! there. Over the same [`Mover`](dflow_dataplane::transfer::Mover) as a node's courier, with its limits.
 //!
 //! ```text
 //!   client                          server

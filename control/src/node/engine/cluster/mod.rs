@@ -284,7 +284,7 @@ impl Engine {
         Facts { cpu_milli, slots, store_bytes: self.config.store_bytes, labels }
     }
 
-    /// Tells of all nodes of the cluster. The links are the network thread's to look at, so it answers.
+    /// Tells of all nodes of the cluster. The links are the courier's to look at, so it answers.
     pub(super) fn tell_peers(&mut self, reply: Sender<Vec<PeerView>>) {
         let facts = self.facts();
         match &mut self.cluster {
