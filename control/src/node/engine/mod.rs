@@ -354,6 +354,8 @@ impl Engine {
             self.select(&mut ready);
             self.turn(&ready);
         }
+        // What was said in the last turn leaves.
+        self.poll_net(Duration::ZERO);
         self.pools.shutdown();
     }
 
