@@ -1,6 +1,7 @@
 //! What one node takes: handing an object over, an invocation, a cold start. Its functions are the built-in `probe`,
 //! which tells by the clock that all processes share when its parts happened.
 
+use super::clock::monotonic_ns;
 use super::{Memcpy, Quantiles};
 use crate::node::{Node, NodeConfig, OutputValue, RunSpec, Spread, StartError, SubmitError, What};
 use crate::workflow::{self, Workflow};
@@ -101,7 +102,7 @@ impl Bench {
             start: Some(start),
             spread: Spread::Auto,
         };
-        let (submitted_ns, begun) = (now_ns(), Instant::now());
+        let (submitted_ns, begun) = (monotonic_ns(), Instant::now());
         let handle = self.node.submit(spec)?;
         let Some(result) = handle.wait(Some(PATIENCE)) else {
             handle.cancel("the benchmark's patience is over");
@@ -206,10 +207,4 @@ fn parse(body: &str) -> Result<Arc<Workflow>, LocalError> {
     let text = format!("apiVersion: dflow/v1\nkind: Workflow\nmetadata: {{name: bench}}\n{body}");
     let parsed = workflow::parse(&text, "bench.yaml", Path::new("."));
     parsed.map(Arc::new).map_err(|report| LocalError::Run(report.to_string()))
-}
-
-/// On the clock of the probes.
-fn now_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -17,6 +17,7 @@ pub use client::{Client, Plan};
 pub use row::{Row, Side};
 pub use serve::serve;
 
+use super::clock::cpu_seconds;
 use dflow_dataplane::transport::{Broken, OpError, OpenError, PollError, RefusedWhy};
 use std::io;
 
@@ -68,9 +69,4 @@ pub enum TransferError {
     /// The peer says something that this end does not understand, or nothing.
     #[error("the peer does not answer as `dflow bench transfer --listen` does: {0}")]
     Peer(String),
-}
-
-fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
