@@ -4,6 +4,7 @@ use super::super::exit::Exit;
 use super::super::history::print;
 use super::super::run::parse_size;
 use super::ends::{EndArgs, Others};
+use super::local::hand_offs;
 use super::out::{Format, line};
 use crate::bench::Memcpy;
 use crate::bench::transfer::{Client, Plan, Row, TransferError, serve};
@@ -19,9 +20,13 @@ memory that is there, one after the other or -q at a time. Beside them, in turns
 of them above 64 KiB, else one), the next port but one of the server's. Each size ends with a check of every byte.
 CPU counts both ends. `of raw`: medians of rounds.
 
+--transport shm --local is an object handed from one function to another of the same node, through the store and
+without a copy: `dflow bench handoff`.
+
 Examples:
   dflow bench transfer -a --local
   dflow bench transfer --size 16MiB -n 100 --local --bandwidth 50MB -o json
+  dflow bench transfer --transport shm --local --size 1MiB
   dflow bench transfer --listen 10.0.0.1:7411 --secret-file s     # there
   dflow bench transfer 10.0.0.1:7411 --secret-file s -a           # here")]
 pub(super) struct TransferArgs {
@@ -49,13 +54,26 @@ pub(super) struct TransferArgs {
     output: Format,
 }
 
+/// Samples of a hand-over within a node.
+const SHM_SAMPLES: u64 = 200;
+
 pub(super) fn run(args: &TransferArgs) -> Exit {
     if !(8..=1 << 30).contains(&args.size) {
         eprintln!("error: --size is 8 bytes to 1 GiB");
         return Exit::Usage;
     }
+    if args.ends.is_shm() && args.ends.is_local() {
+        let (n, spin_us) = (args.iterations.unwrap_or(SHM_SAMPLES), args.ends.spin_us);
+        return hand_offs(&args.sizes(), n, spin_us.try_into().unwrap_or(u32::MAX), args.output);
+    }
     let serve = |config, backend, ready: fn(SocketAddr)| serve(config, backend, ready);
     args.ends.run("transfer", 1, serve, |others| measure(args, others))
+}
+
+impl TransferArgs {
+    fn sizes(&self) -> Vec<u64> {
+        if self.all { (10..=28).map(|bits| 1 << bits).collect() } else { vec![self.size] }
+    }
 }
 
 fn measure(args: &TransferArgs, others: &Others) -> Exit {
@@ -66,7 +84,7 @@ fn measure(args: &TransferArgs, others: &Others) -> Exit {
         both_ways: args.bidir,
         streams: args.ends.streams,
     };
-    let sizes: Vec<u64> = if args.all { (10..=28).map(|bits| 1 << bits).collect() } else { vec![args.size] };
+    let sizes = args.sizes();
     let config = args.ends.config(NodeId(2), others);
     let (_, peer) = others.servers[0];
     let mut client = match Client::connect(&config, args.ends.backend(), peer, others.until) {
