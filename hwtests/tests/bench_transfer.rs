@@ -59,6 +59,7 @@ fn an_end_that_is_missing_is_named() {
     bench(&["--listen", "0.0.0.0:0"], 3, &["without a secret"]);
     bench(&[], 2, &["--local"]);
     bench(&["--local", "--size", "3"], 2, &["--size"]);
+    bench(&["127.0.0.1:1", "--transport", "tcp", "--mode", "write"], 2, &["--mode", "RDMA"]);
     bench(&["127.0.0.1:1", "--transport", "shm"], 2, &["shm", "--local"]);
     scene.assert_nothing_left();
 }

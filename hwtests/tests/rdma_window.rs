@@ -1,4 +1,4 @@
-//! What a memory window keeps out: a peer that writes where it was not let. On this machine's card, or on Soft-RoCE in a
+//! What a memory window keeps out: a peer that writes where it was not let; and `dflow bench`, which measures it. On this machine's card, or on Soft-RoCE in a
 //! guest kernel.
 
 #![cfg(feature = "rdma")]
@@ -6,6 +6,7 @@
 use dflow_dataplane::transport::rdma::bare::{Bare, BareError, News, Reach};
 use dflow_dataplane::transport::rdma::discover::ChosenPort;
 use dflow_hwtests::guest::{Place, place};
+use dflow_hwtests::run::Scene;
 use dflow_proto::ids::{Extent, SegmentId};
 use dflow_shm::segment::{Map, Segment};
 use std::sync::Arc;
@@ -158,4 +159,39 @@ fn a_window_bounds_what_a_peer_writes() {
         assert!(matches!(bystanders.owner.next(PATIENCE), Ok(Some(News::Written(7)))), "{trespass:?}");
     }
     assert_eq!(bystanders.written(), Some((AT, 64)));
+}
+
+#[test]
+fn each_way_is_measured() {
+    let Place::Here(_) = place("each_way_is_measured", 1) else { return };
+    let scene = Scene::new();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
+    let at = free.to_string();
+    let rdma = ["--transport", "rdma"];
+    let server = scene.start(&[&["bench", "transfer", "--listen", &at][..], &rdma].concat());
+    let measure = ["--mode", "read,write,send", "--size", "3MiB", "-n", "5", "-q", "2", "-o", "json"];
+    let client = [&["bench", "transfer", &at][..], &rdma, &measure].concat();
+    let figures = loop {
+        let ended = scene.start(&client).end();
+        if ended.code == 3 && ended.stderr.contains("cannot connect") {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        ended.expect(0, &[]);
+        break serde_json::from_str::<serde_json::Value>(&ended.text()).expect("JSON");
+    };
+    assert_eq!(figures["stopped"], serde_json::Value::Null, "{figures}");
+    let rows = figures["verbs"].as_array().expect("a list");
+    assert_eq!(rows.iter().map(|row| &row["mode"]).collect::<Vec<_>>(), ["read", "write", "send"]);
+    for row in rows {
+        assert_eq!((&row["one_way_ns"]["samples"], &row["data"]), (&5.into(), &"ok".into()), "{row}");
+        assert!(
+            row["gb_per_s_median"].as_f64() > Some(0.0) && row["cpu_s_per_gb"].as_f64() > Some(0.0),
+            "{row}"
+        );
+    }
+    assert!(figures["window"]["open_ns"]["p50"].as_f64() > Some(0.0), "{figures}");
+    let mut server = server;
+    server.child.kill().expect("its own child");
+    server.end();
 }

@@ -116,6 +116,11 @@ impl EndArgs {
         self.transport == Carrier::Shm
     }
 
+    /// Whether RDMA is used if it is there.
+    pub(super) fn may_use_rdma(&self) -> bool {
+        matches!(self.transport, Carrier::Auto | Carrier::Rdma)
+    }
+
     /// The measuring end's.
     pub(super) fn config(&self, node: NodeId, others: &Others) -> Config {
         self.config_with(node, others.secret.clone())
