@@ -21,9 +21,11 @@ use std::time::{Duration, Instant};
 
 /// One read or write moves at most so much, as a transport's does. Bytes.
 pub const PIECE_BYTES: usize = super::carry::PIECE_BYTES;
-/// Receive buffers: messages of a MiB, so that the number of messages is not what is measured.
-const RECEIVES: Receives = Receives { count: 128, bytes: SENT_BYTES_MAX };
-/// The longest message. Bytes.
+/// Receive buffers, and bytes of all of them: registering is slow where pages are.
+const RECEIVES_MIN: usize = 32;
+const RECEIVES_MAX: usize = 256;
+const RECEIVES_BYTES: usize = 32 << 20;
+/// The longest message, so long that the number of messages is not what is measured. Bytes.
 pub const SENT_BYTES_MAX: usize = 1 << 20;
 /// Requests under way at a time.
 pub const REQUESTS_MAX: usize = QUEUE_DEPTH;
@@ -104,27 +106,37 @@ impl Store {
 /// See the [module](self).
 pub struct Bare {
     // In this order they end.
-    queue: QueuePair,
     window: Option<Window>,
+    queue: QueuePair,
     source: Store,
     target: Store,
     card: Card,
     done: VecDeque<Done>,
     /// Buffers with messages that were not given back.
-    held: [bool; RECEIVES.count],
+    held: Vec<bool>,
 }
 
 impl Bare {
     /// An end on `port`: bytes go from `source`, and come to `target`. Nobody reaches the target before
-    /// [`grant`](Bare::grant).
+    /// [`grant`](Bare::grant). Messages may be as long as the target, up to [`SENT_BYTES_MAX`].
     pub fn open(port: &ChosenPort, source: &Arc<Map>, target: &Arc<Map>) -> Result<Bare, BareError> {
-        let card = Card::open(port, [0; 32], &Rc::default(), RECEIVES)?;
+        let bytes = (target.bytes() as usize).clamp(BUFFER_BYTES, SENT_BYTES_MAX);
+        let count = (RECEIVES_BYTES / bytes).clamp(RECEIVES_MIN, RECEIVES_MAX);
+        let card = Card::open(port, [0; 32], &Rc::default(), Receives { count, bytes })?;
         let source = Store::new(&card, source, Purpose::Read)?;
         let purpose = if card.limits.windows { Purpose::Windows } else { Purpose::Read };
         let target = Store::new(&card, target, purpose)?;
         let window = if card.limits.windows { Some(Window::new(&card)?) } else { None };
         let queue = QueuePair::new(&card, 1, MARK, 1, Admits::ReadsAndWrites)?;
-        Ok(Bare { queue, window, source, target, card, done: VecDeque::new(), held: [false; RECEIVES.count] })
+        Ok(Bare {
+            queue,
+            window,
+            source,
+            target,
+            card,
+            done: VecDeque::new(),
+            held: vec![false; RECEIVES_MAX],
+        })
     }
 
     /// What the other end needs to [`connect`](Bare::connect).

@@ -10,7 +10,8 @@ use std::rc::Rc;
 /// A window of type 2: it is opened and closed by work requests of the queue pair whose peer it is for, and no other
 /// queue pair's peer reaches anything by its key. Closed at first.
 ///
-/// The queue pair that opened it must be destroyed before it is dropped, and it before the registration.
+/// It is to be dropped before the queue pair that opened it is destroyed, and that before the registration: a window that is
+/// open holds both, and Soft-RoCE then waits 50 s for it, in the kernel.
 pub(super) struct Window {
     shared: Rc<Shared>,
     mw: *mut ibv_mw,

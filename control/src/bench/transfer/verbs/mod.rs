@@ -138,8 +138,8 @@ impl VerbsRow {
             one(us.p90),
             one(us.p99),
             self.depth.to_string(),
-            format!("{median:.4}"),
-            format!("{peak:.4}"),
+            format!("{median:.6}"),
+            format!("{peak:.6}"),
             format!("{:.3}", self.cpu_s_per_gb()),
             "ok".into(),
         ]
