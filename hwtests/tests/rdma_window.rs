@@ -5,7 +5,7 @@
 
 use dflow_dataplane::transport::rdma::bare::{Bare, BareError, News, Reach};
 use dflow_dataplane::transport::rdma::discover::ChosenPort;
-use dflow_hwtests::guest::{Place, place};
+use dflow_hwtests::guest::{Place, is_guest, place};
 use dflow_hwtests::run::Scene;
 use dflow_proto::ids::{Extent, SegmentId};
 use dflow_shm::segment::{Map, Segment};
@@ -100,6 +100,13 @@ enum Trespass {
     Others,
 }
 
+impl Trespass {
+    /// It has a key, and goes beyond what that was granted for. Soft-RoCE looks only whether it stays in the registration.
+    fn is_beyond(self) -> bool {
+        matches!(self, Trespass::PastTheEnd | Trespass::BeforeTheStart | Trespass::Elsewhere)
+    }
+}
+
 #[test]
 fn a_window_bounds_what_a_peer_writes() {
     let Place::Here(choice) = place("a_window_bounds_what_a_peer_writes", 1) else { return };
@@ -151,6 +158,10 @@ fn a_window_bounds_what_a_peer_writes() {
         };
         let refused = both.write(reach, there, bytes);
         println!("rdma: {trespass:?}: {refused:?}");
+        if is_guest() && trespass.is_beyond() && refused.is_ok() {
+            println!("SKIP rdma: {trespass:?}: Soft-RoCE does not bound what a window opens");
+            continue;
+        }
         let why = refused.expect_err("it was not let");
         assert!(why.contains("remote access error"), "{trespass:?}: {why}");
         assert_eq!(both.written(), None, "{trespass:?}: not a byte of it arrives");

@@ -160,8 +160,8 @@ impl Bare {
         Reach { address: memory.address(), bytes: self.source.lease.bytes() as u64, key: memory.remote_key }
     }
 
-    /// Lets the other end write to `bytes` bytes from byte `at` of the target, once this request is done. There is one
-    /// grant at a time.
+    /// Lets the other end write to `bytes` bytes from byte `at` of the target, once this request is done; with Soft-RoCE to
+    /// all of it. There is one grant at a time.
     pub fn grant(&mut self, at: u64, bytes: u64) -> Result<Reach, BareError> {
         let window = self.window.as_mut().ok_or(BareError::NoWindows)?;
         let address = self.target.memory.address() + at;

@@ -8,7 +8,8 @@ use std::io;
 use std::rc::Rc;
 
 /// A window of type 2: it is opened and closed by work requests of the queue pair whose peer it is for, and no other
-/// queue pair's peer reaches anything by its key. Closed at first.
+/// queue pair's peer reaches anything by its key. Closed at first. What it bounds depends on the card: with Soft-RoCE, whoever has
+/// its key can write anywhere in the registration.
 ///
 /// It is to be dropped before the queue pair that opened it is destroyed, and that before the registration: a window that is
 /// open holds both, and Soft-RoCE then waits 50 s for it, in the kernel.
