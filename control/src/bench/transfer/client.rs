@@ -15,7 +15,7 @@ use std::sync::Arc;
 #[cfg(feature = "rdma")]
 use std::sync::{
     atomic::{AtomicBool, Ordering},
-    mpsc::channel,
+    mpsc::sync_channel,
 };
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
@@ -245,8 +245,8 @@ impl Client {
         let transport = self.transport.as_mut();
         let stop = Arc::new(AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let (said, heard) = channel();
-            let (say, hear) = channel();
+            let (said, heard) = sync_channel(1);
+            let (say, hear) = sync_channel(1);
             let thread = scope.spawn({
                 let stop = stop.clone();
                 move || {

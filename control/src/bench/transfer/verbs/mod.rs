@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -186,7 +186,7 @@ impl Serving {
     /// Serves the end `other`; answers with the one here.
     pub(super) fn begin(port: ChosenPort, other: Card, bytes: u64) -> Result<(Serving, Card), TransferError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (said, heard) = channel();
+        let (said, heard) = sync_channel(1);
         let thread = std::thread::spawn({
             let stop = stop.clone();
             move || serve(&port, &other, bytes, stop, &said)
@@ -210,7 +210,7 @@ fn serve(
     other: &Card,
     bytes: u64,
     stop: Arc<AtomicBool>,
-    said: &Sender<Result<Card, TransferError>>,
+    said: &SyncSender<Result<Card, TransferError>>,
 ) {
     let opened = open(port, bytes, stop).and_then(|(mut duel, card)| {
         duel.connect(&other.end, other.readable.into())?;
@@ -234,7 +234,7 @@ pub(super) fn measure(
     port: &ChosenPort,
     sizes: &[u64],
     plan: &VerbsPlan,
-    (said, heard): (Sender<Card>, Receiver<Card>),
+    (said, heard): (SyncSender<Card>, Receiver<Card>),
     stop: Arc<AtomicBool>,
     mut each: impl FnMut(VerbsRow),
 ) -> Result<WindowTimes, TransferError> {
