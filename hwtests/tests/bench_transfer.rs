@@ -59,6 +59,8 @@ fn an_end_that_is_missing_is_named() {
     bench(&["--listen", "0.0.0.0:0"], 3, &["without a secret"]);
     bench(&[], 2, &["--local"]);
     bench(&["--local", "--size", "3"], 2, &["--size"]);
+    bench(&["127.0.0.1:1", "--transport", "tcp", "--mode", "write"], 2, &["--mode", "RDMA"]);
+    bench(&["127.0.0.1:1", "--transport", "shm"], 2, &["shm", "--local"]);
     scene.assert_nothing_left();
 }
 
@@ -156,7 +158,8 @@ fn a_server_that_is_killed_ends_the_measurement() {
 fn one_node_has_its_figures() {
     let scene = Scene::new();
     let handoff: &[&str] = &["handoff", "--size", "1KiB,1MiB"];
-    for (verb, lines) in [(handoff, 2), (&["invoke", "--steps", "4"], 2), (&["cold"], 1)] {
+    let shm: &[&str] = &["transfer", "--transport", "shm", "--local"];
+    for (verb, lines) in [(handoff, 2), (shm, 1), (&["invoke", "--steps", "4"], 2), (&["cold"], 1)] {
         let ended = scene.start(&[&["bench"], verb, &["-n", "3", "-o", "json"]].concat()).end();
         ended.expect(0, &[]);
         let all = json(&ended.text());

@@ -10,6 +10,7 @@
 //! whole load, then the next one's block, so that what changes on the machine changes for all.
 
 mod chart;
+mod clock;
 mod cluster;
 mod drive;
 mod grouping;

@@ -163,6 +163,5 @@ pub fn parse(name: &str, body: &str, dir: &Path) -> Result<Arc<Workflow>, OneErr
 
 /// Nanoseconds on the monotonic clock, which all processes share.
 pub fn now_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    super::clock::monotonic_ns()
 }

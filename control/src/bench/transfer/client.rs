@@ -4,12 +4,20 @@ use super::pull::{Pull, stride};
 use super::raw::Raw;
 use super::row::{Row, Side};
 use super::talk::{Answer, Ask, answer, ask, send};
+#[cfg(feature = "rdma")]
+use super::verbs::{self, VerbsPlan, VerbsRow, WindowTimes};
 use super::{STRIPE_BYTES_MIN, TransferError, content, cpu_seconds};
 use dflow_dataplane::transport::{Backend, Broken, Config, ConnectionId, Event, Region, Transport, open};
 use dflow_proto::ids::SegmentId;
 use dflow_shm::segment::Map;
 use std::net::SocketAddr;
 use std::sync::Arc;
+#[cfg(feature = "rdma")]
+use std::sync::{
+    atomic::{AtomicBool, Ordering},
+    mpsc::sync_channel,
+};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 /// The segment that is read into, and the one that the peer reads.
@@ -219,24 +227,47 @@ impl Client {
                 waker.wake();
                 result
             });
-            let mut events = Vec::new();
+            attend(transport.as_mut(), thread, Ok(()), || {})
+        })
+    }
+
+    /// Measures what each verb takes, without the transport; `each` gets each figure when it is there.
+    #[cfg(feature = "rdma")]
+    pub fn measure_verbs(
+        &mut self,
+        sizes: &[u64],
+        plan: &VerbsPlan,
+        each: impl FnMut(VerbsRow) + Send,
+    ) -> Result<WindowTimes, TransferError> {
+        let port = verbs::port(None, None)?;
+        let bytes = sizes.iter().copied().max().unwrap_or(0);
+        let (waker, connection) = (self.transport.waker(), self.connection);
+        let transport = self.transport.as_mut();
+        let stop = Arc::new(AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let (said, heard) = sync_channel(1);
+            let (say, hear) = sync_channel(1);
+            let thread = scope.spawn({
+                let stop = stop.clone();
+                move || {
+                    let result = verbs::measure(&port, sizes, plan, (said, hear), stop, each);
+                    waker.wake();
+                    result
+                }
+            });
             let mut broken = Ok(());
-            while !thread.is_finished() {
-                if broken.is_ok() {
-                    broken = transport.poll(&mut events, Duration::from_millis(100)).map_err(Into::into);
-                }
-                for event in events.drain(..) {
-                    if let Event::Disconnected { why, .. } = event {
-                        broken = Err(why.into());
-                    }
-                }
-                if broken.is_err() {
-                    break;
+            // It opens its card first, or ends and says why.
+            if let Ok(card) = heard.recv() {
+                match ask(transport, connection, &Ask::Verbs { card, bytes }) {
+                    Ok(Answer::Verbs { card }) => drop(say.send(card)),
+                    Ok(other) => broken = Err(TransferError::Peer(format!("{other:?}"))),
+                    Err(error) => broken = Err(error),
                 }
             }
-            let done = thread.join().map_err(|_| TransferError::Peer("a thread ended badly".into()));
-            broken.and(done)
+            drop(say);
+            attend(transport, thread, broken, || stop.store(true, Ordering::Release))
         })
+        .flatten()
     }
 
     /// Processor seconds of both ends.
@@ -246,4 +277,31 @@ impl Client {
             answer => Err(TransferError::Peer(format!("{answer:?}"))),
         }
     }
+}
+
+/// Polls a transport until `thread` has ended: its result, unless the connection was `broken` or breaks, which `give_up` is called
+/// for.
+fn attend<T>(
+    transport: &mut dyn Transport,
+    thread: ScopedJoinHandle<'_, T>,
+    mut broken: Result<(), TransferError>,
+    give_up: impl FnOnce(),
+) -> Result<T, TransferError> {
+    let mut events = Vec::new();
+    while !thread.is_finished() {
+        if broken.is_ok() {
+            broken = transport.poll(&mut events, Duration::from_millis(100)).map_err(Into::into);
+        }
+        for event in events.drain(..) {
+            if let Event::Disconnected { why, .. } = event {
+                broken = Err(why.into());
+            }
+        }
+        if broken.is_err() {
+            give_up();
+            break;
+        }
+    }
+    let done = thread.join().map_err(|_| TransferError::Peer("a thread ended badly".into()));
+    broken.and(done)
 }

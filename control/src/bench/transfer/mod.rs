@@ -2,7 +2,7 @@
 //! same run.
 //!
 //! One end, [`serve`], owns memory and answers; the other, [`Client`], reads it and measures. Rounds of both kinds
-//! alternate, so that a slow minute of the machine is everybody's.
+//! alternate, so that a slow minute of the machine is everybody's. `verbs` measures the card without a transport.
 
 mod client;
 mod content;
@@ -12,11 +12,14 @@ mod raw;
 mod row;
 mod serve;
 mod talk;
+#[cfg(feature = "rdma")]
+pub mod verbs;
 
 pub use client::{Client, Plan};
 pub use row::{Row, Side};
 pub use serve::serve;
 
+use super::clock::cpu_seconds;
 use dflow_dataplane::transport::{Broken, OpError, OpenError, PollError, RefusedWhy};
 use std::io;
 
@@ -49,6 +52,10 @@ pub enum TransferError {
     /// A raw socket failed.
     #[error("the raw sockets beside it failed: {0}")]
     Raw(io::Error),
+    /// A queue pair without a transport failed.
+    #[cfg(feature = "rdma")]
+    #[error("verbs beside the transport failed: {0}")]
+    Verbs(#[from] dflow_dataplane::transport::rdma::bare::BareError),
     /// Memory could not be had.
     #[error("no memory of {bytes} bytes: {why}")]
     Memory {
@@ -68,9 +75,4 @@ pub enum TransferError {
     /// The peer says something that this end does not understand, or nothing.
     #[error("the peer does not answer as `dflow bench transfer --listen` does: {0}")]
     Peer(String),
-}
-
-fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

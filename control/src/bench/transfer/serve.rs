@@ -4,15 +4,21 @@ use super::client::{SOURCE, TARGET};
 use super::pull::{Pull, stride};
 use super::raw::{self, Ticket};
 use super::talk::{Answer, Ask, send};
+#[cfg(feature = "rdma")]
+use super::verbs::{self, Serving};
 use super::{TransferError, content, cpu_seconds};
 use dflow_dataplane::transport::{Backend, Config, ConnectionId, Event, Region, Transport, open};
 use dflow_shm::segment::Map;
+#[cfg(feature = "rdma")]
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Serves measurements until the process ends; `ready` gets the address. One client after the other.
 pub fn serve(config: Config, backend: Backend, ready: impl FnOnce(SocketAddr)) -> Result<(), TransferError> {
+    #[cfg(feature = "rdma")]
+    let (listen, wish) = (config.listen.map(|address| address.ip()), config.rdma_device.clone());
     let (transport, chosen) = open(config, backend)?;
     let Some(address) = transport.address() else {
         return Err(TransferError::Peer("the transport listens nowhere".into()));
@@ -20,11 +26,24 @@ pub fn serve(config: Config, backend: Backend, ready: impl FnOnce(SocketAddr)) -
     let raw = raw::beside(address)?;
     eprintln!("{}: {}", chosen.name, chosen.reason);
     ready(address);
-    let mut server = Server { transport, raw, owned: None, target: None };
+    let mut server = Server {
+        transport,
+        raw,
+        owned: None,
+        target: None,
+        #[cfg(feature = "rdma")]
+        cards: (listen, wish),
+        #[cfg(feature = "rdma")]
+        verbs: None,
+    };
     let mut events = Vec::new();
     loop {
         server.transport.poll(&mut events, Duration::from_secs(1))?;
         for event in events.drain(..) {
+            #[cfg(feature = "rdma")]
+            if matches!(event, Event::Disconnected { .. }) {
+                server.verbs = None;
+            }
             let Event::Message { connection, bytes } = event else { continue };
             let answer = match serde_json::from_slice(&bytes) {
                 Ok(ask) => server.asked(connection, ask),
@@ -48,6 +67,12 @@ struct Server {
     owned: Option<Region>,
     /// Where the client's objects land.
     target: Option<(Region, Arc<Map>)>,
+    /// Where this node listens, and which card is wished for: they decide which is measured.
+    #[cfg(feature = "rdma")]
+    cards: (Option<IpAddr>, Option<String>),
+    /// A queue pair that is measured.
+    #[cfg(feature = "rdma")]
+    verbs: Option<Serving>,
 }
 
 impl Server {
@@ -73,6 +98,14 @@ impl Server {
                 // One of the places that were filled last.
                 content::check(target, 0, bytes)?;
                 Ok(Some(Answer::Pulled))
+            }
+            #[cfg(feature = "rdma")]
+            Ask::Verbs { card, bytes } => {
+                self.verbs = None;
+                let port = verbs::port(self.cards.0, self.cards.1.as_deref())?;
+                let (serving, card) = Serving::begin(port, card, bytes)?;
+                self.verbs = Some(serving);
+                Ok(Some(Answer::Verbs { card }))
             }
             Ask::Done => {
                 self.give_back();

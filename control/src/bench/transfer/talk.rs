@@ -14,6 +14,9 @@ pub(super) enum Ask {
     Cpu,
     /// Read so many of my objects, while I read yours, `depth` at a time; the last ones are compared.
     Pull { region: Region, bytes: u64, depth: u64, times: u64 },
+    /// Be the other end of this queue pair, with memory for objects of so many bytes.
+    #[cfg(feature = "rdma")]
+    Verbs { card: super::verbs::Card, bytes: u64 },
     /// The measurement is over.
     Done,
 }
@@ -26,6 +29,9 @@ pub(super) enum Answer {
     Cpu { seconds: f64 },
     /// They were read, and are right.
     Pulled,
+    /// The other end of the queue pair.
+    #[cfg(feature = "rdma")]
+    Verbs { card: super::verbs::Card },
     /// Why not.
     Cannot { why: String },
 }

@@ -53,13 +53,15 @@ pub(super) struct EndArgs {
     node: u64,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Carrier {
     /// RDMA where there is a card, else io_uring, else plain sockets
     Auto,
     Uring,
     Tcp,
     Rdma,
+    /// The store that two functions of one node share
+    Shm,
 }
 
 fn parse_bandwidth(text: &str) -> Result<u64, String> {
@@ -98,7 +100,8 @@ impl Drop for Process {
 impl EndArgs {
     pub(super) fn backend(&self) -> Backend {
         match self.transport {
-            Carrier::Auto => Backend::Auto,
+            // Nothing is carried over what is shared; `run` refuses it.
+            Carrier::Auto | Carrier::Shm => Backend::Auto,
             Carrier::Uring => Backend::Uring,
             Carrier::Tcp => Backend::Tcp,
             Carrier::Rdma => Backend::Rdma,
@@ -107,6 +110,15 @@ impl EndArgs {
 
     pub(super) fn is_local(&self) -> bool {
         self.local
+    }
+
+    pub(super) fn is_shm(&self) -> bool {
+        self.transport == Carrier::Shm
+    }
+
+    /// Whether RDMA is used if it is there.
+    pub(super) fn may_use_rdma(&self) -> bool {
+        matches!(self.transport, Carrier::Auto | Carrier::Rdma)
     }
 
     /// The measuring end's.
@@ -142,6 +154,10 @@ impl EndArgs {
         serve: impl FnOnce(Config, Backend, fn(SocketAddr)) -> Result<(), TransferError>,
         measure: impl FnOnce(&Others) -> Exit,
     ) -> Exit {
+        if self.is_shm() {
+            eprintln!("error: --transport shm is within a node: only `dflow bench transfer --local` has it");
+            return Exit::Usage;
+        }
         let listening = |address| eprintln!("listening at {address}; Ctrl-C ends it");
         match self.open(verb, servers) {
             Ok(End::Serving(config)) => match serve(config, self.backend(), listening) {

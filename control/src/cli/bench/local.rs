@@ -48,19 +48,23 @@ pub(super) fn run_handoff(args: &HandoffArgs) -> Exit {
         eprintln!("error: --size is 1 byte to 1 GiB");
         return Exit::Usage;
     }
-    let lines = args.size.iter().map(|size| hand_off(*size, args.common.iterations, args.spin_us));
-    told(lines.collect(), &args.common)
+    hand_offs(&args.size, args.common.iterations, args.spin_us, args.common.output)
+}
+
+/// Hands objects of these sizes over.
+pub(super) fn hand_offs(sizes: &[u64], n: u64, spin_us: u32, output: Format) -> Exit {
+    told(sizes.iter().map(|size| hand_off(*size, n, spin_us)).collect(), output)
 }
 
 pub(super) fn run_invoke(args: &InvokeArgs) -> Exit {
-    told(invoke(args.steps, args.common.iterations).map(Vec::from), &args.common)
+    told(invoke(args.steps, args.common.iterations).map(Vec::from), args.common.output)
 }
 
 pub(super) fn run_cold(args: &ColdArgs) -> Exit {
-    told(cold(args.common.iterations).map(|line| vec![line]), &args.common)
+    told(cold(args.common.iterations).map(|line| vec![line]), args.common.output)
 }
 
-fn told(lines: Result<Vec<Line>, LocalError>, common: &Common) -> Exit {
+fn told(lines: Result<Vec<Line>, LocalError>, output: Format) -> Exit {
     let lines = match lines {
         Ok(lines) => lines,
         Err(error) => {
@@ -71,10 +75,10 @@ fn told(lines: Result<Vec<Line>, LocalError>, common: &Common) -> Exit {
             };
         }
     };
-    if common.output == Format::Json {
+    if output == Format::Json {
         let lines: Vec<_> = lines.iter().map(Line::json).collect();
         return print(&format!("{:#}\n", serde_json::json!({ "figures": lines })));
     }
-    let rows = lines.iter().map(|l| named_line(common.output, &l.cells()));
-    print(&(named_line(common.output, &Line::HEADS.map(String::from)) + &rows.collect::<String>()))
+    let rows = lines.iter().map(|l| named_line(output, &l.cells()));
+    print(&(named_line(output, &Line::HEADS.map(String::from)) + &rows.collect::<String>()))
 }

@@ -18,8 +18,9 @@ use dflow_proto::ids::Extent;
 use dflow_proto::wire::pairing::PROBE_BYTES;
 use dflow_shm::segment::Map;
 use rdma_sys::{
-    ibv_access_flags, ibv_comp_channel, ibv_context, ibv_cq, ibv_device_attr, ibv_mr, ibv_pd, ibv_port_attr,
-    ibv_recv_wr, ibv_sge, ibv_srq, ibv_srq_init_attr, ibv_wc, ibv_wc_status,
+    ibv_access_flags, ibv_comp_channel, ibv_context, ibv_cq, ibv_device_attr, ibv_device_cap_flags, ibv_mr,
+    ibv_pd, ibv_port_attr, ibv_recv_wr, ibv_sge, ibv_srq, ibv_srq_init_attr, ibv_wc, ibv_wc_flags,
+    ibv_wc_opcode, ibv_wc_status,
 };
 use std::alloc::Layout;
 use std::cell::Cell;
@@ -30,8 +31,8 @@ use std::ptr::{NonNull, null_mut};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Buffers that wait for messages, for all peers together.
-const RECEIVES: usize = 256;
+/// Buffers that wait for messages, for all peers together: of a transport.
+pub(super) const RECEIVES: Receives = Receives { count: 256, bytes: BUFFER_BYTES };
 /// Buffers that messages leave from, for all peers together.
 pub(super) const SLOTS: usize = 128;
 /// Completions that may wait to be taken.
@@ -41,11 +42,25 @@ const COMPLETIONS_MAX: c_int = 16 << 10;
 pub(super) const QUEUE_DEPTH: usize = 63;
 /// Reads a queue pair has on the wire at a time, and answers at a time.
 const READS_MAX: c_int = 16;
+/// Either kind of memory windows of type 2.
+const WINDOWS: ibv_device_cap_flags = ibv_device_cap_flags(
+    ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2A.0
+        | ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2B.0,
+);
 /// The page size that buffers are aligned to.
 const ALIGN: usize = 4096;
 const DEVICE_FATAL: c_uint = 8;
 const PORT_ACTIVE: c_uint = 9;
 const PORT_ERR: c_uint = 10;
+
+/// The buffers of a card's shared receive queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Receives {
+    /// How many.
+    pub(super) count: usize,
+    /// The length of each.
+    pub(super) bytes: usize,
+}
 
 /// What belongs to an open card and is freed last.
 pub(super) struct Shared {
@@ -159,13 +174,22 @@ impl Drop for Registration {
 
 /// A registered segment.
 pub(super) struct Memory {
-    _registration: Registration,
+    registration: Registration,
     base: u64,
     bytes: u64,
     /// What the card asks for when it is to use the memory itself.
     pub(super) local_key: u32,
     /// What peers need, beside the address, to read it.
     pub(super) remote_key: u32,
+}
+
+/// What a registration of a segment is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Peers read it, and reads of this node land in it.
+    Read,
+    /// Windows for peers' writes are opened in it; without one, no peer reaches it.
+    Windows,
 }
 
 impl Memory {
@@ -178,6 +202,11 @@ impl Memory {
     /// Its address in this process, which is what peers name.
     pub(super) const fn address(&self) -> u64 {
         self.base
+    }
+
+    /// The registration, for requests that name it. Valid as long as `self`.
+    pub(super) const fn raw(&self) -> *mut ibv_mr {
+        self.registration.mr
     }
 }
 
@@ -198,6 +227,8 @@ pub(super) struct Limits {
     pub(super) lid: u16,
     /// RoCE.
     pub(super) ethernet: bool,
+    /// It has memory windows of type 2, which work requests open and close.
+    pub(super) windows: bool,
 }
 
 /// One completion.
@@ -212,6 +243,10 @@ pub(super) struct Done {
     pub(super) bytes: usize,
     /// A message came; else work of ours was done.
     pub(super) received: bool,
+    /// What came with it are 32 bits of the sender's choice.
+    pub(super) word: Option<u32>,
+    /// The peer wrote to memory, and used a buffer up only to tell.
+    pub(super) written: bool,
 }
 
 /// What happened to the card itself.
@@ -235,6 +270,7 @@ pub(super) struct Card {
     probe: Registration,
     pub(super) shared: Rc<Shared>,
     free: Vec<u16>,
+    receives: Receives,
     /// As chosen.
     pub(super) choice: ChosenPort,
     /// What it allows.
@@ -254,6 +290,7 @@ impl Card {
         choice: &ChosenPort,
         probe_bytes: [u8; PROBE_BYTES],
         registrations: &Rc<Cell<u64>>,
+        receives: Receives,
     ) -> Result<Card, CardError> {
         let mut opened = None;
         for_each_device(|library, device, name| {
@@ -302,7 +339,7 @@ impl Card {
             if shared.cq.is_null() {
                 return Err(fail("make a completion queue", last_error()));
             }
-            let depth = (attr.max_srq_wr.max(1) as usize).min(RECEIVES);
+            let depth = (attr.max_srq_wr.max(1) as usize).min(receives.count);
             let mut srq: ibv_srq_init_attr = std::mem::zeroed();
             (srq.attr.max_wr, srq.attr.max_sge) = (depth as u32, 1);
             shared.srq = (library.create_srq)(shared.pd, &raw mut srq);
@@ -317,11 +354,13 @@ impl Card {
                 mtu: port.active_mtu as u8,
                 lid: port.lid,
                 ethernet: port.link_layer == LINK_LAYER_ETHERNET,
+                windows: attr.max_mw > 0 && attr.device_cap_flags & WINDOWS.0 != 0,
             };
             (limits, depth)
         };
         let shared = Rc::new(shared);
-        let pages = Pages::new((depth + SLOTS) * BUFFER_BYTES);
+        let receives = Receives { count: depth, ..receives };
+        let pages = Pages::new(depth * receives.bytes + SLOTS * BUFFER_BYTES);
         let (base, bytes) = (pages.at(0, 0), pages.layout.size());
         let covered = Covered::Pages(pages);
         let buffers =
@@ -337,6 +376,7 @@ impl Card {
             probe,
             shared,
             free: (0..SLOTS as u16).rev().collect(),
+            receives,
             choice: choice.clone(),
             limits,
             probe_bytes,
@@ -445,6 +485,11 @@ impl Card {
             bytes: entry.byte_len as usize,
             // The opcode of a failed one is undefined; a mark below 2^32 is a buffer's number.
             received: entry.wr_id < 1 << 32,
+            word: (entry.wc_flags & ibv_wc_flags::IBV_WC_WITH_IMM.0 != 0).then(|| {
+                // SAFETY: by this flag it is the immediate, in network byte order; any bits are one.
+                u32::from_be(unsafe { entry.imm_data_invalidated_rkey_union.imm_data })
+            }),
+            written: entry.opcode == ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM,
         }));
         count > 0
     }
@@ -463,18 +508,24 @@ impl Card {
 
     /// Copies a received message out.
     pub(super) fn message(&self, buffer: u64, bytes: usize) -> Vec<u8> {
-        let mut message = vec![0; bytes.min(BUFFER_BYTES)];
-        let from = self.pages().at(buffer as usize * BUFFER_BYTES, message.len());
-        // SAFETY: the card has reported this buffer, so it writes there no more until it is posted again.
-        unsafe { std::ptr::copy_nonoverlapping(from, message.as_mut_ptr(), message.len()) };
-        message
+        self.with_message(buffer, bytes, <[u8]>::to_vec)
+    }
+
+    /// Shows a received message where it lies. Its buffer must not have been posted again.
+    pub(super) fn with_message<T>(&self, buffer: u64, bytes: usize, see: impl FnOnce(&[u8]) -> T) -> T {
+        let bytes = bytes.min(self.receives.bytes);
+        let from = self.pages().at(buffer as usize * self.receives.bytes, bytes);
+        // SAFETY: the card has reported this buffer, so it writes there no more until it is posted again, which
+        // needs the caller, who waits.
+        see(unsafe { std::slice::from_raw_parts(from, bytes) })
     }
 
     /// Gives a receive buffer to the card.
     pub(super) fn wait_for_message(&self, buffer: usize) -> io::Result<()> {
-        let address = self.pages().at(buffer * BUFFER_BYTES, BUFFER_BYTES);
+        let bytes = self.receives.bytes;
+        let address = self.pages().at(buffer * bytes, bytes);
         let mut part =
-            ibv_sge { addr: address.addr() as u64, length: BUFFER_BYTES as u32, lkey: self.buffers.keys().0 };
+            ibv_sge { addr: address.addr() as u64, length: bytes as u32, lkey: self.buffers.keys().0 };
         let mut request =
             ibv_recv_wr { wr_id: buffer as u64, next: null_mut(), sg_list: &raw mut part, num_sge: 1 };
         let mut bad = null_mut();
@@ -499,9 +550,9 @@ impl Card {
 
     /// The address of a slot's first `bytes` bytes.
     pub(super) fn slot(&self, slot: &Slot, bytes: usize) -> *mut u8 {
-        let first = self.pages().layout.size() / BUFFER_BYTES - SLOTS;
+        let first = self.receives.count * self.receives.bytes;
         assert!(bytes <= BUFFER_BYTES, "{bytes} bytes in a slot");
-        self.pages().at((first + usize::from(slot.0)) * BUFFER_BYTES, bytes)
+        self.pages().at(first + usize::from(slot.0) * BUFFER_BYTES, bytes)
     }
 
     /// What a probe brought.
@@ -515,10 +566,13 @@ impl Card {
     }
 
     /// Registers a segment, once for its life.
-    pub(super) fn register(&self, map: &Arc<Map>) -> Result<Memory, CardError> {
+    pub(super) fn register(&self, map: &Arc<Map>, purpose: Purpose) -> Result<Memory, CardError> {
         let whole = Extent { segment: map.segment(), offset: 0, bytes: map.bytes() };
         let base = map.pointer(whole).expect("a map contains itself").as_ptr();
-        let mut access = ibv_access_flags::IBV_ACCESS_REMOTE_READ;
+        let mut access = match purpose {
+            Purpose::Read => ibv_access_flags::IBV_ACCESS_REMOTE_READ,
+            Purpose::Windows => ibv_access_flags::IBV_ACCESS_MW_BIND,
+        };
         if map.part_mut(whole).is_ok() {
             access |= ibv_access_flags::IBV_ACCESS_LOCAL_WRITE;
         }
@@ -526,7 +580,7 @@ impl Card {
         let registration = Registration::new(&self.shared, base, map.bytes() as usize, access, covered)?;
         let (local_key, remote_key) = registration.keys();
         let base = base.addr() as u64;
-        Ok(Memory { _registration: registration, base, bytes: map.bytes(), local_key, remote_key })
+        Ok(Memory { registration, base, bytes: map.bytes(), local_key, remote_key })
     }
 }
 

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 /// One work request reads at most so much: what is lost when a link breaks, and how long a small read waits behind
 /// a large one, are a few of these.
-const PIECE_BYTES: usize = 2 << 20;
+pub(super) const PIECE_BYTES: usize = 2 << 20;
 /// Bytes of a connection's reads that its lanes have at a time, all together. More than is in flight on any wire, and little enough
 /// that a read whose deadline has passed ends soon after: what the card has cannot be taken back.
 const READING_BYTES_MAX: usize = 4 << 20;
@@ -369,6 +369,7 @@ impl<S: Streams> Rdma<S> {
                 card.give_back(slot);
                 self.probed(connection, number, &probed);
             }
+            Work::Out { .. } | Work::Window => unreachable!("a transport posts none"),
         }
     }
 

@@ -1,6 +1,6 @@
 //! How operations, links and cards end.
 
-use super::card::{Card, CardEvent};
+use super::card::{Card, CardEvent, RECEIVES};
 use super::discover::Choice;
 use super::queue::Work;
 use super::state::{Operation, Peer, Task, Via};
@@ -160,7 +160,7 @@ impl<S: Streams> Rdma<S> {
                 }
                 Work::Probe { slot } => card.give_back(slot),
                 // Its lease goes back to the operation, which alone holds it now.
-                Work::Read { .. } => {}
+                Work::Read { .. } | Work::Out { .. } | Work::Window => {}
             }
         }
         sends
@@ -311,8 +311,8 @@ impl<S: Streams> Rdma<S> {
                 continue;
             };
             let probe_bytes = self.engine.random();
-            let opened =
-                Card::open(port, probe_bytes, &self.registrations).map_err(|error| error.to_string());
+            let opened = Card::open(port, probe_bytes, &self.registrations, RECEIVES)
+                .map_err(|error| error.to_string());
             match opened.and_then(|card| self.adopt(place, card).map_err(|error| error.to_string())) {
                 Ok(()) => {
                     tracing::info!(%port, "it is used for RDMA again");

@@ -8,7 +8,7 @@
 //! it, and revised while operations are under way: what the cards did not bring of a read, the streams do.
 //!
 //! - `discover`, `survey`: which cards, ports and addresses, and why;
-//! - `library`, `card`, `queue`: libibverbs, and all that is unsafe;
+//! - `library`, `card`, `queue`, `window`: libibverbs, and all that is unsafe; [`bare`]: them alone, to be measured;
 //! - `link`: how far a connection is on its way to RDMA, as a pure state machine; `lane`: what it goes over, and which
 //!   ports are put together;
 //! - `pair`: what the two ends say about it; `carry`: operations and their completions; `ending`: deadlines, cancels,
@@ -20,6 +20,7 @@
 //! One thread does everything. It looks for completions without a system call while it is busy; before it sleeps it
 //! asks the cards to be woken, through the one descriptor that the streams watch beside their own.
 
+pub mod bare;
 mod card;
 mod carry;
 pub mod discover;
@@ -32,6 +33,7 @@ mod pair;
 mod queue;
 mod state;
 mod survey;
+mod window;
 
 pub use error::CardError;
 
@@ -42,7 +44,7 @@ use super::{
     Capabilities, Config, ConnectionId, Event, NodeId, Op, OpError, OpId, OpenError, Path, PollError,
     Refused, RefusedWhy, Region, Stats, Transport, Wake,
 };
-use card::{Card, Done};
+use card::{Card, Done, Purpose, RECEIVES};
 use dflow_proto::Tick;
 use dflow_proto::ids::SegmentId;
 use dflow_proto::wire::capability;
@@ -85,9 +87,9 @@ pub fn look(listen: Option<IpAddr>, wish: Option<&str>) -> Result<Choice, CardEr
 pub fn try_out(choice: &Choice, map: &Arc<Map>) -> Result<Duration, CardError> {
     let mut took = Duration::ZERO;
     for port in &choice.ports {
-        let card = Card::open(port, [0; 32], &Rc::default())?;
+        let card = Card::open(port, [0; 32], &Rc::default(), RECEIVES)?;
         let begin = Instant::now();
-        card.register(map)?;
+        card.register(map, Purpose::Read)?;
         took += begin.elapsed();
     }
     Ok(took)
@@ -146,7 +148,7 @@ impl<S: Streams> Rdma<S> {
         let registrations = Rc::default();
         let (mut opened, mut refused) = (Vec::new(), None);
         for port in choice.ports.iter().take(LANES_MAX) {
-            match Card::open(port, engine.random(), &registrations) {
+            match Card::open(port, engine.random(), &registrations, RECEIVES) {
                 Ok(card) => opened.push(card),
                 Err(error) => {
                     tracing::warn!(device = port.device, port = port.port, %error, "not used for RDMA");
@@ -260,7 +262,7 @@ impl<S: Streams> Rdma<S> {
     /// Takes the news that have woken us; `true` if they are none of the cards', so of the caller's descriptor. What is
     /// not taken stays readable, and ends the next sleep.
     fn take_news(&mut self) -> bool {
-        let woken = self.cards.iter().flatten().fold(false, |woken, card| card.take_wake() || woken);
+        let woken = self.cards.iter().flatten().any(Card::take_wake);
         self.wakes = self.wakes.wrapping_add(u32::from(woken));
         self.armed &= !woken;
         // Completions come often and events hardly ever: to look for them each time would be a system call in vain.
@@ -289,7 +291,7 @@ impl<S: Streams> Rdma<S> {
 
 /// Registers with a card; what all refuse is read over the streams.
 fn register(card: &Card, map: &Arc<Map>) -> Option<card::Memory> {
-    card.register(map)
+    card.register(map, Purpose::Read)
         .inspect_err(|error| {
             tracing::warn!(device = card.choice.device, %error, "a segment is not registered: its data goes another way");
         })

@@ -5,7 +5,7 @@ use super::card::Card;
 use super::carry::ASIDE;
 use super::lane::{Lane, PerCard, Place, pair};
 use super::link::Due;
-use super::queue::QueuePair;
+use super::queue::{Admits, QueuePair};
 use super::state::Peer;
 use crate::transport::streams::Streams;
 use crate::transport::{Broken, ConnectionId, Event, NodeId, Op, OpError, Transport};
@@ -272,7 +272,8 @@ impl<S: Streams> Rdma<S> {
         let card = self.cards[place].as_ref().expect("the caller has looked");
         let psn = u32::from_le_bytes(random[..4].try_into().expect("four of them"));
         let mark = self.mark_next;
-        let queue = QueuePair::new(card, count, mark, psn).map_err(|error| error.to_string())?;
+        let queue =
+            QueuePair::new(card, count, mark, psn, Admits::Reads).map_err(|error| error.to_string())?;
         self.mark_next += 1;
         let end = queue.end;
         let peer = self.peers.get_mut(&connection).expect("the caller holds it");

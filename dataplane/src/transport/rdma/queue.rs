@@ -6,11 +6,12 @@
 use super::CardError;
 use super::card::{Card, Memory, QUEUE_DEPTH, Shared, Slot};
 use super::survey::last_error;
+use super::window::Window;
 use crate::transport::Lease;
 use dflow_proto::wire::pairing::{End, PROBE_BYTES};
 use rdma_sys::{
     ibv_access_flags, ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type,
-    ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode,
+    ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode, rdma_t,
 };
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -56,12 +57,36 @@ pub(super) enum Work {
         /// Where to.
         slot: Slot,
     },
+    /// A piece that goes out of registered memory: it is sent, or written to the peer's.
+    Out {
+        /// Kept until the card is done with it.
+        _lease: Rc<Lease>,
+    },
+    /// A window is opened or closed.
+    Window,
+}
+
+/// What a queue pair lets its peer do with the memory that the peer has keys of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admits {
+    /// Read it.
+    Reads,
+    /// Read it, and write it.
+    ReadsAndWrites,
 }
 
 /// Work requests that each queue pair of a link with so many lanes holds: a link takes about the same memory whether
 /// it has one lane or several.
 const fn depth_of(lanes: usize) -> usize {
     (QUEUE_DEPTH + 1) / lanes.next_power_of_two() - 1
+}
+
+/// The `bytes` bytes from byte `at` of `lease`, which lies in `memory`, as a request names them.
+fn part(lease: &Lease, (at, bytes): (usize, usize), memory: &Memory) -> ibv_sge {
+    assert!(at + bytes <= lease.bytes(), "{bytes} bytes at {at} of a lease of {}", lease.bytes());
+    let address = lease.pointer(at).as_ptr().addr() as u64;
+    assert!(memory.contains(address, bytes), "the lease does not lie in the registration");
+    ibv_sge { addr: address, length: bytes as u32, lkey: memory.local_key }
 }
 
 /// A reliable connection's end.
@@ -80,7 +105,13 @@ pub(super) struct QueuePair {
 impl QueuePair {
     /// A queue pair of a link with so many `lanes`, whose completions carry `mark`, which is 2^32 or more. `psn` is a
     /// random number.
-    pub(super) fn new(card: &Card, lanes: usize, mark: u64, psn: u32) -> Result<QueuePair, CardError> {
+    pub(super) fn new(
+        card: &Card,
+        lanes: usize,
+        mark: u64,
+        psn: u32,
+        admits: Admits,
+    ) -> Result<QueuePair, CardError> {
         assert!(mark >= 1 << 32, "smaller marks are buffers");
         let fail = |what, source| CardError::Os { what, source };
         let shared = card.shared.clone();
@@ -123,6 +154,9 @@ impl QueuePair {
             attr.qp_state = ibv_qp_state::IBV_QPS_INIT;
             attr.port_num = choice.port;
             attr.qp_access_flags = ibv_access_flags::IBV_ACCESS_REMOTE_READ.0;
+            if admits == Admits::ReadsAndWrites {
+                attr.qp_access_flags |= ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0;
+            }
             let mask = ibv_qp_attr_mask::IBV_QP_STATE
                 | ibv_qp_attr_mask::IBV_QP_PKEY_INDEX
                 | ibv_qp_attr_mask::IBV_QP_PORT
@@ -189,7 +223,7 @@ impl QueuePair {
     pub(super) fn bytes(&self) -> usize {
         let messages = self.posted.iter().map(|work| match work {
             Work::Send { message, .. } => message.capacity(),
-            Work::Read { .. } | Work::Probe { .. } => 0,
+            Work::Read { .. } | Work::Probe { .. } | Work::Out { .. } | Work::Window => 0,
         });
         self.posted.capacity() * size_of::<Work>() + messages.sum::<usize>()
     }
@@ -213,13 +247,88 @@ impl QueuePair {
         memory: &Memory,
         from: (u64, u32),
     ) -> io::Result<()> {
-        assert!(at + bytes <= lease.bytes(), "{bytes} bytes at {at} of a lease of {}", lease.bytes());
-        let address = lease.pointer(at).as_ptr().addr() as u64;
-        assert!(memory.contains(address, bytes), "the lease does not lie in the registration");
-        let local = ibv_sge { addr: address, length: bytes as u32, lkey: memory.local_key };
-        // SAFETY: the bytes are the lease's by the first assertion, and `posted` holds it until the card is done.
-        unsafe { self.post(local, ibv_wr_opcode::IBV_WR_RDMA_READ, from, false)? };
+        let local = part(lease, (at, bytes), memory);
+        // SAFETY: the bytes are the lease's, and `posted` holds it until the card is done.
+        unsafe { self.post(local, ibv_wr_opcode::IBV_WR_RDMA_READ, from, None, false)? };
         self.posted.push_back(Work::Read { op, at, bytes, lease: lease.clone() });
+        Ok(())
+    }
+
+    /// Writes `bytes` bytes from byte `at` of `lease`, which lies in `memory`, to `to` of the peer. With a `word`, the peer is
+    /// told by it when they are there, which uses up one of its receive buffers.
+    pub(super) fn write(
+        &mut self,
+        lease: &Rc<Lease>,
+        (at, bytes): (usize, usize),
+        memory: &Memory,
+        to: (u64, u32),
+        word: Option<u32>,
+    ) -> io::Result<()> {
+        let opcode = match word {
+            Some(_) => ibv_wr_opcode::IBV_WR_RDMA_WRITE_WITH_IMM,
+            None => ibv_wr_opcode::IBV_WR_RDMA_WRITE,
+        };
+        self.post_out(lease, (at, bytes), memory, opcode, to, word)
+    }
+
+    /// Sends `bytes` bytes from byte `at` of `lease`, which lies in `memory`, as a message with a `word`. The peer's receive
+    /// buffers must be as long.
+    pub(super) fn send_from(
+        &mut self,
+        lease: &Rc<Lease>,
+        (at, bytes): (usize, usize),
+        memory: &Memory,
+        word: u32,
+    ) -> io::Result<()> {
+        let opcode = ibv_wr_opcode::IBV_WR_SEND_WITH_IMM;
+        self.post_out(lease, (at, bytes), memory, opcode, (0, 0), Some(word))
+    }
+
+    fn post_out(
+        &mut self,
+        lease: &Rc<Lease>,
+        (at, bytes): (usize, usize),
+        memory: &Memory,
+        opcode: ibv_wr_opcode::Type,
+        to: (u64, u32),
+        word: Option<u32>,
+    ) -> io::Result<()> {
+        let local = part(lease, (at, bytes), memory);
+        let inline = bytes <= self.inline_bytes_max;
+        // SAFETY: the bytes are the lease's, and `posted` holds it until the card is done.
+        unsafe { self.post(local, opcode, to, word, inline)? };
+        self.posted.push_back(Work::Out { _lease: lease.clone() });
+        Ok(())
+    }
+
+    /// Opens `window` upon the `bytes` bytes at `address`, which lie in `memory`, to the peer of this queue pair, for
+    /// writing; answers the key by which the peer reaches them once this is reported.
+    pub(super) fn open_window(
+        &mut self,
+        window: &mut Window,
+        memory: &Memory,
+        address: u64,
+        bytes: usize,
+    ) -> io::Result<u32> {
+        assert!(memory.contains(address, bytes), "the window does not lie in the registration");
+        let (bind, key) = window.opening(memory, address, bytes);
+        let mut request = self.request(ibv_wr_opcode::IBV_WR_BIND_MW);
+        request.bind_mw_tso_union.bind_mw = bind;
+        // SAFETY: the request names a window and a registration of this protection domain, both of which exist.
+        unsafe { self.submit(&mut request)? };
+        window.is_opened(key);
+        self.posted.push_back(Work::Window);
+        Ok(key)
+    }
+
+    /// Closes `window`, which was opened by this queue pair. Once this is reported, nothing that the peer writes by its key
+    /// arrives.
+    pub(super) fn close_window(&mut self, window: &Window) -> io::Result<()> {
+        let mut request = self.request(ibv_wr_opcode::IBV_WR_LOCAL_INV);
+        request.imm_data_invalidated_rkey_union.invalidated_rkey = window.key();
+        // SAFETY: the request has no memory.
+        unsafe { self.submit(&mut request)? };
+        self.posted.push_back(Work::Window);
         Ok(())
     }
 
@@ -236,7 +345,7 @@ impl QueuePair {
         let from = (peer.probe_address, peer.probe_key);
         // SAFETY: the slot belongs to this request until it is given back, which `posted` decides; the card's
         // buffers live as long as `shared`.
-        match unsafe { self.post(local, ibv_wr_opcode::IBV_WR_RDMA_READ, from, false) } {
+        match unsafe { self.post(local, ibv_wr_opcode::IBV_WR_RDMA_READ, from, None, false) } {
             Ok(()) => {
                 self.posted.push_back(Work::Probe { slot });
                 Ok(())
@@ -263,7 +372,7 @@ impl QueuePair {
             None => return Err(message),
         };
         // SAFETY: inline bytes are copied by the call; a slot's belong to this request until it is given back.
-        match unsafe { self.post(local, ibv_wr_opcode::IBV_WR_SEND, (0, 0), inline) } {
+        match unsafe { self.post(local, ibv_wr_opcode::IBV_WR_SEND, (0, 0), None, inline) } {
             Ok(()) => {
                 self.posted.push_back(Work::Send { op, message, slot });
                 Ok(())
@@ -275,36 +384,52 @@ impl QueuePair {
         }
     }
 
-    /// Posts one request.
+    /// Posts one request with memory of ours.
     ///
     /// # Safety
-    /// `local` is memory that stays, and that nobody else uses, until this request is reported or the queue pair
-    /// is destroyed; inline, it must stay for the call only.
+    /// `local` is memory that stays, and that nobody else uses in a way that the request does not bear, until this
+    /// request is reported or the queue pair is destroyed; inline, it must stay for the call only.
     unsafe fn post(
         &mut self,
         mut local: ibv_sge,
         opcode: ibv_wr_opcode::Type,
         (remote_addr, rkey): (u64, u32),
+        word: Option<u32>,
         inline: bool,
     ) -> io::Result<()> {
-        let mut flags = ibv_send_flags::IBV_SEND_SIGNALED;
+        let mut request = self.request(opcode);
         if inline {
-            flags |= ibv_send_flags::IBV_SEND_INLINE;
+            request.send_flags |= ibv_send_flags::IBV_SEND_INLINE.0;
         }
+        request.sg_list = &raw mut local;
+        request.num_sge = 1;
+        request.wr.rdma = rdma_t { remote_addr, rkey };
+        request.imm_data_invalidated_rkey_union.imm_data = word.unwrap_or(0).to_be();
+        // SAFETY: `local` lives for the call, which copies it. The memory is the caller's promise.
+        unsafe { self.submit(&mut request) }
+    }
+
+    /// A request without memory.
+    fn request(&self, opcode: ibv_wr_opcode::Type) -> ibv_send_wr {
+        // SAFETY: zero is valid for this plain struct.
+        let mut request: ibv_send_wr = unsafe { std::mem::zeroed() };
+        request.wr_id = self.mark;
+        request.opcode = opcode;
+        request.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
+        request
+    }
+
+    /// Gives a request to the card.
+    ///
+    /// # Safety
+    /// What the request points to exists during the call, and the memory that its entries name as [`QueuePair::post`] says.
+    unsafe fn submit(&mut self, request: &mut ibv_send_wr) -> io::Result<()> {
         let mut bad = null_mut();
-        // SAFETY: zero is valid for this plain struct; it lives for the call, which copies it. The memory is the
-        // caller's promise.
+        // SAFETY: the queue pair exists; the request lives for the call, which copies it. The rest is the caller's
+        // promise.
         let error = unsafe {
-            let mut request: ibv_send_wr = std::mem::zeroed();
-            request.wr_id = self.mark;
-            request.sg_list = &raw mut local;
-            request.num_sge = 1;
-            request.opcode = opcode;
-            request.send_flags = flags.0;
-            request.wr.rdma.remote_addr = remote_addr;
-            request.wr.rdma.rkey = rkey;
             let post = (*self.shared.context).ops.post_send.expect("every driver has it");
-            post(self.qp, &raw mut request, &raw mut bad)
+            post(self.qp, request, &raw mut bad)
         };
         if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
     }
