@@ -146,7 +146,7 @@ fn gaps_are_filled_by_the_streams() {
     if !in_the_guest("gaps_are_filled_by_the_streams") {
         return;
     }
-    shell("on 1 tc qdisc add dev eth1 root netem rate 200mbit");
+    shell("on 1 tc qdisc add dev eth1 root netem rate 100mbit");
     let owner = Owner::start("gaps_are_filled_by_the_streams");
     let mut reader = Reader::connect();
     reader.piece = 16 << 20;

@@ -305,12 +305,10 @@ fn a_dry_receive_queue_loses_nothing() {
         let mut message = number.to_le_bytes().to_vec();
         message.resize(if number % 2 == 0 { 64 } else { 1024 }, number as u8);
         bed.nodes[0].send(connection, message);
-        // What the card has no place for goes over the streams, so each is given time, until the buffers are full. A real
-        // card does not tell, and is fast.
+        // What the card has no place for goes over the streams, so it is given time while it needs little.
         let until = Instant::now() + Duration::from_millis(5);
         bed.until_without("the card sends", 1, |bed| {
-            let full = if is_guest() { refusals() > before } else { Instant::now() >= until };
-            bed.nodes[0].under_way() == 0 || full
+            bed.nodes[0].under_way() == 0 || Instant::now() >= until
         });
     }
     // A read behind them waits its turn.

@@ -262,7 +262,10 @@ impl<S: Streams> Rdma<S> {
     /// Takes the news that have woken us; `true` if they are none of the cards', so of the caller's descriptor. What is
     /// not taken stays readable, and ends the next sleep.
     fn take_news(&mut self) -> bool {
-        let woken = self.cards.iter().flatten().any(Card::take_wake);
+        let mut woken = false;
+        for card in self.cards.iter().flatten() {
+            woken |= card.take_wake();
+        }
         self.wakes = self.wakes.wrapping_add(u32::from(woken));
         self.armed &= !woken;
         // Completions come often and events hardly ever: to look for them each time would be a system call in vain.
