@@ -1,42 +1,27 @@
 //! What past runs teach of a workflow's steps: how long they are busy, how many invocations they have, and how much
 //! they put. Placement goes by it; what has not been run yet is placed by the hints of its file.
 
+use super::recent::Recent;
 use crate::node::view::{Record, What};
 use crate::workflow::Workflow;
 use dflow_core::graph::Step;
 use dflow_core::placement::Cost;
-use std::collections::BTreeMap;
 
-/// Workflows that are remembered; the one that was not used for longest goes first.
-const WORKFLOWS_MAX: usize = 256;
 /// Steps of a workflow that is remembered.
 const STEPS_MAX: usize = 20_000;
 /// Of what is expected next, this much is what was expected before; one part more is what was seen.
 const OLD_PARTS: u64 = 3;
 
-/// By the workflow's digest.
+/// Of each workflow, what its steps cost.
 #[derive(Default)]
 pub(super) struct Experience {
-    workflows: BTreeMap<[u8; 32], Known>,
-    uses: u64,
-}
-
-struct Known {
-    used: u64,
-    costs: Vec<Cost>,
+    workflows: Recent<Vec<Cost>>,
 }
 
 impl Experience {
     /// What its steps are expected to cost, in their order; empty if it has not been run here.
     pub(super) fn of(&mut self, workflow: &Workflow) -> &[Cost] {
-        self.uses += 1;
-        match self.workflows.get_mut(&workflow.digest) {
-            Some(known) => {
-                known.used = self.uses;
-                &known.costs
-            }
-            None => &[],
-        }
+        self.workflows.find(&workflow.digest).map_or(&[], |costs| costs)
     }
 
     /// Takes in what a run that ended well has shown.
@@ -46,17 +31,11 @@ impl Experience {
             return;
         }
         let seen = seen(steps, records);
-        self.uses += 1;
-        let known = self.workflows.entry(workflow.digest).or_insert(Known { used: 0, costs: Vec::new() });
-        known.used = self.uses;
-        if known.costs.len() == seen.len() {
-            known.costs.iter_mut().zip(seen).for_each(|(known, seen)| blend(known, seen));
+        let costs = self.workflows.find_or(workflow.digest, Vec::new());
+        if costs.len() == seen.len() {
+            costs.iter_mut().zip(seen).for_each(|(known, seen)| blend(known, seen));
         } else {
-            known.costs = seen;
-        }
-        if self.workflows.len() > WORKFLOWS_MAX {
-            let oldest = self.workflows.iter().min_by_key(|(_, known)| known.used).map(|(key, _)| *key);
-            oldest.map(|key| self.workflows.remove(&key));
+            *costs = seen;
         }
     }
 }
@@ -105,6 +84,7 @@ fn blend(known: &mut Cost, seen: Cost) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::recent::WORKFLOWS_MAX;
     use super::*;
     use crate::workflow;
     use dflow_proto::link::Times;

@@ -241,7 +241,7 @@ impl Engine {
                 let (awaited, came, words) = Default::default();
                 let invited = Invited { workflow: workflow.clone(), join, words, awaited, came };
                 if let Some(cluster) = &mut self.cluster {
-                    cluster.library.keep(workflow);
+                    cluster.library.find_or(workflow.digest, workflow);
                     cluster.invited.insert(run, invited);
                 }
                 Message::Joined { run }
@@ -269,7 +269,7 @@ impl Engine {
             return Err(format!("it does not know node number {}; add it to its peers", node.0));
         }
         let workflow = match (&join.reading, cluster.library.find(&join.digest)) {
-            (_, Some(workflow)) => workflow,
+            (_, Some(workflow)) => workflow.clone(),
             (None, None) => return Ok(None),
             (Some(Reading { text, file, source_dir }), None) => {
                 let read = workflow::parse(text, file, source_dir);

@@ -7,7 +7,7 @@
 //! | file | concern |
 //! |---|---|
 //! | `experience` | what runs have cost, for placing the next |
-//! | `library` | workflows that others have given this node to read |
+//! | `recent` | what is remembered of the workflows used last |
 //! | `join` | which nodes a run is spread over; how it begins on all of them |
 //! | `words` | what schedulers tell each other, held back until the bytes are here |
 //! | `publish` | what others fetch from here |
@@ -17,8 +17,8 @@
 mod arrive;
 mod experience;
 mod join;
-mod library;
 mod publish;
+mod recent;
 mod tidings;
 mod words;
 
@@ -29,6 +29,7 @@ use super::Engine;
 use crate::node::cluster::{ClusterConfig, PeerConfig};
 use crate::node::net::{Command, Facts, Message, Net, NetEvent, Returned, Returns};
 use crate::node::view::{Heard, Nodes, PeerView, Transfer};
+use crate::workflow::Workflow;
 use crossbeam::channel::Sender;
 use dflow_core::placement::{HOME, NodeIndex, Part, Place, Placement};
 use dflow_core::scheduler::{Event, Word};
@@ -56,7 +57,8 @@ pub(super) struct Cluster {
     returns: Arc<Returns>,
     peers: BTreeMap<NodeId, Peer>,
     experience: experience::Experience,
-    library: library::Library,
+    /// Workflows that others have given this node to read: who runs one twice need not send its text twice.
+    library: recent::Recent<Arc<Workflow>>,
     /// Runs submitted here that wait for nodes to join.
     joining: BTreeMap<RunId, join::Joining>,
     /// Runs of others that this node has joined and that have not begun.
@@ -194,7 +196,7 @@ impl Cluster {
             returns: Returns::new(doorbell),
             peers: BTreeMap::new(),
             experience: experience::Experience::default(),
-            library: library::Library::default(),
+            library: recent::Recent::default(),
             joining: BTreeMap::new(),
             invited: BTreeMap::new(),
             talking: BTreeSet::new(),
