@@ -19,8 +19,6 @@ use std::time::Duration;
 const COMMANDS_MAX: usize = 16 << 10;
 /// Events that may queue for the engine.
 const EVENTS_MAX: usize = 4 << 10;
-/// Longest sleep of a poll.
-const SLEEP: Duration = Duration::from_millis(500);
 /// How soon an engine that does not take its events is offered them again.
 const OFFER_AGAIN: Duration = Duration::from_millis(1);
 
@@ -117,7 +115,7 @@ impl Thread {
                 std::thread::sleep(OFFER_AGAIN);
                 continue;
             }
-            if let Err(Gone) = self.courier.poll(SLEEP) {
+            if let Err(Gone) = self.courier.poll(Duration::MAX) {
                 return self.linger();
             }
         }
