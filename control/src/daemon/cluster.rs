@@ -39,7 +39,6 @@ pub(super) fn cluster(loaded: &Loaded) -> Result<Option<ClusterConfig>, DaemonEr
     config.labels = settings.labels.clone();
     config.backend = settings.backend;
     config.net_thread = settings.net_thread;
-    config.spin_us = settings.node.engine_spin_us.into();
     config.rdma_device = settings.rdma_device.clone();
     config.link_bytes_per_s = settings.link_bytes_per_s;
     Ok(Some(config))

@@ -37,8 +37,6 @@ pub struct ClusterConfig {
     pub lanes: u16,
     /// Which thread moves objects and messages.
     pub net_thread: NetThread,
-    /// Microseconds that a network thread of its own looks before it sleeps.
-    pub spin_us: u64,
     /// What a link between two nodes carries each way, in bytes a second; steps are placed by it.
     pub link_bytes_per_s: u64,
     /// The network this node lives in, as one of its nodes; `None`: the caller's.
@@ -127,7 +125,6 @@ impl ClusterConfig {
             rdma_device: None,
             lanes: 2,
             net_thread: NetThread::Auto,
-            spin_us: 0,
             link_bytes_per_s: LINK_BYTES_PER_S,
             lab: None,
             labels: Vec::new(),

@@ -26,7 +26,7 @@ pub struct NodeConfig {
     pub prefault_bytes: u64,
     /// Microseconds a reader spins before it sleeps.
     pub spin_us: u32,
-    /// Microseconds the engine spins before it sleeps; worth it only with a core to spare.
+    /// Microseconds that the engine, and a network thread, look for work before they sleep, giving way to others.
     pub engine_spin_us: u32,
     /// Copy each output at its seal, for functions that may be hostile to their own tenant.
     pub strict: bool,
@@ -46,6 +46,9 @@ pub struct NodeConfig {
     pub libexec: Libexec,
 }
 
+/// Longer than what one node does between two words of another: a hop of a chain finds engines awake.
+const ENGINE_SPIN_US: u32 = 100;
+
 impl Default for NodeConfig {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as u32;
@@ -59,7 +62,7 @@ impl Default for NodeConfig {
             spill_bytes: 64 << 30,
             prefault_bytes: 64 << 20,
             spin_us: 0,
-            engine_spin_us: 0,
+            engine_spin_us: ENGINE_SPIN_US,
             strict: false,
             huge_pages: true,
             journal: true,

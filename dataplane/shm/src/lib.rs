@@ -6,7 +6,8 @@
 //! - [`table`]: where an invocation's inputs are, as the node tells it;
 //! - [`pass`]: messages that carry descriptors, over sockets;
 //! - [`spawn`]: a zygote's arguments;
-//! - [`futex`]: sleeping and waking.
+//! - [`futex`]: sleeping and waking;
+//! - [`lookout`]: looking for a while before sleeping.
 //!
 //! A hand-over inside a node goes: the producer fills an extent, publishes it in its page and wakes
 //! the page's sleepers; a consumer whose table entry names that page is one of them, and reads the
@@ -25,6 +26,8 @@ mod chain;
 pub mod futex;
 #[cfg(not(loom))]
 pub mod link;
+#[cfg(not(loom))]
+pub mod lookout;
 #[cfg(not(loom))]
 pub mod page;
 #[cfg(not(loom))]

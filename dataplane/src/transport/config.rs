@@ -75,7 +75,7 @@ pub struct Config {
     pub ping_ms: u64,
     /// After this long without a word the connection is given up, in milliseconds.
     pub silence_ms_max: u64,
-    /// How long a poll looks without sleeping before it sleeps, in microseconds. Buys latency with a core.
+    /// How long a poll looks before it sleeps, in microseconds, giving way to other threads meanwhile.
     pub spin_us: u64,
     /// The RDMA cards to use, by their names and separated by commas (`mlx5_0,mlx5_1`); without any the best is chosen,
     /// and those that are like it.

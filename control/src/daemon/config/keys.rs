@@ -189,7 +189,7 @@ pub const KEYS: [Key; 33] = [
     Key {
         name: "engine_spin_us",
         value: "US",
-        help: "Microseconds the engine and a network thread spin before they sleep; worth it only with as many cores to spare",
+        help: "Microseconds the engine and a network thread look for work before they sleep, giving way to others",
         set: |s, v| put(&mut s.node.engine_spin_us, number(v)),
         show: |s| s.node.engine_spin_us.to_string(),
     },

@@ -32,6 +32,7 @@ use dflow_proto::ids::Extent;
 use dflow_proto::link::Times;
 use dflow_proto::store::{Lease, Listed, Owner, Ticket};
 use dflow_proto::{InvocationId, RunId, SegmentId, Tick, WorkerId};
+use dflow_shm::lookout::Lookout;
 use dflow_shm::page::PageNode;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -50,6 +51,8 @@ use memory::Waiter;
 const REQUESTS_MAX: usize = 1024;
 /// The doorbell's mark in epoll; other marks are those of the pools' sockets.
 const DOORBELL: u64 = u64::MAX;
+/// While there is other work, descriptors are asked once in so many turns: what they tell of is rare.
+const UNASKED_MAX: u32 = 16;
 /// Longest sleep, so that idle pools are looked at now and then.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -239,6 +242,9 @@ struct Engine {
     requests: Receiver<Request>,
     sender: Requests,
     epoll: OwnedFd,
+    lookout: Lookout,
+    /// Turns since the descriptors were asked.
+    unasked: u32,
     logs: Logs,
     watchdog: Watchdog,
     /// Since when reservations wait while nothing runs.
@@ -310,7 +316,8 @@ impl Engine {
             .map_err(|source| StartError::System { what: "start the threads of a baseline", source })?;
         let cluster = config.cluster.clone().map(|cluster| {
             let main = store.arena().map().clone();
-            Cluster::start(cluster, main, sender.doorbell.clone(), epoll.as_fd()).map(Box::new)
+            Cluster::start(cluster, main, sender.doorbell.clone(), epoll.as_fd(), config.engine_spin_us)
+                .map(Box::new)
         });
         let cluster = cluster.transpose()?;
         let next_run = config.cluster.as_ref().map_or(1, |cluster| cluster.first_run());
@@ -338,6 +345,8 @@ impl Engine {
             requests,
             sender,
             epoll,
+            lookout: Lookout::default(),
+            unasked: 0,
             logs,
             watchdog,
             stalled_since: None,
@@ -363,28 +372,18 @@ impl Engine {
         Tick(self.origin.elapsed().as_micros() as u64)
     }
 
-    /// Waits for the doorbell, a socket of the pools, or the next deadline.
+    /// Waits for work, the doorbell, a socket of the pools, or the next deadline.
     fn select(&mut self, ready: &mut Vec<u64>) {
         ready.clear();
-        let spin_until = Instant::now() + Duration::from_micros(u64::from(self.config.engine_spin_us));
-        while Instant::now() < spin_until {
-            self.poll_net(Duration::ZERO);
-            if self.pools.any_report() || !self.requests.is_empty() || self.net_waits() {
-                return;
-            }
-            std::hint::spin_loop();
+        if self.look_out() && self.unasked < UNASKED_MAX {
+            self.unasked += 1;
+            return;
         }
-        let deadlines =
-            [self.scheduler.deadline(), self.pools.deadline(), self.dirty.values().copied().min()];
-        let net = self.cluster.as_ref().and_then(|cluster| cluster.deadline());
-        let deadline = deadlines.into_iter().flatten().chain(net).min();
-        let sleep =
-            deadline.map_or(SLEEP_MAX, |d| Duration::from_micros(d.since_us(self.now()))).min(SLEEP_MAX);
+        self.unasked = 0;
         // Workers ring only a sleeper. Having said that it sleeps, the engine must look once more:
         // what was pushed before the word was seen has rung no bell.
         self.pools.node_page().sleep();
-        let idle = !self.pools.any_report() && self.requests.is_empty() && !self.net_waits();
-        let timeout = if idle { sleep } else { Duration::ZERO };
+        let timeout = if self.has_work() { Duration::ZERO } else { self.idle_max() };
         // Where the network is polled here, it is there that the engine sleeps; it watches all the rest.
         let timeout = if self.poll_net(timeout) { Duration::ZERO } else { timeout };
         let timeout = rustix::event::Timespec {
@@ -405,6 +404,35 @@ impl Engine {
                 mark => ready.push(mark),
             }
         }
+    }
+
+    /// Looks for work for as long as that is worth it; says whether there is any.
+    fn look_out(&mut self) -> bool {
+        let span = Duration::from_micros(self.config.engine_spin_us.into()).min(self.idle_max());
+        self.lookout.begin(span);
+        loop {
+            self.poll_net(Duration::ZERO);
+            if self.has_work() {
+                return true;
+            }
+            if !self.lookout.again() {
+                return false;
+            }
+        }
+    }
+
+    /// How long the engine may do nothing.
+    fn idle_max(&self) -> Duration {
+        let deadlines =
+            [self.scheduler.deadline(), self.pools.deadline(), self.dirty.values().copied().min()];
+        let net = self.cluster.as_ref().and_then(|cluster| cluster.deadline());
+        let deadline = deadlines.into_iter().flatten().chain(net).min();
+        deadline.map_or(SLEEP_MAX, |d| Duration::from_micros(d.since_us(self.now()))).min(SLEEP_MAX)
+    }
+
+    /// Something has come that no descriptor need tell of.
+    fn has_work(&self) -> bool {
+        self.pools.any_report() || !self.requests.is_empty() || self.net_waits()
     }
 
     /// Takes in all that happened, then acts until nothing follows any more.

@@ -38,6 +38,7 @@ impl Apart {
         config: &ClusterConfig,
         main: Arc<Map>,
         doorbell: Arc<OwnedFd>,
+        spin_us: u32,
     ) -> Result<(Apart, Option<SocketAddr>), OpenError> {
         let (commands, inbox) = bounded(COMMANDS_MAX);
         let (outbox, events) = bounded(EVENTS_MAX);
@@ -45,7 +46,7 @@ impl Apart {
         let config = config.clone();
         let thread = std::thread::Builder::new()
             .name("dflow-net".into())
-            .spawn(move || match Courier::open(&config, main, config.spin_us) {
+            .spawn(move || match Courier::open(&config, main, spin_us) {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok(courier) => {
                     let _ = ready.send(Ok((courier.waker(), courier.address())));

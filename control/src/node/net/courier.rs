@@ -43,7 +43,7 @@ pub(super) struct Courier {
 
 impl Courier {
     /// Opens the transport. `main` is the arena's main segment.
-    pub(super) fn open(config: &ClusterConfig, main: Arc<Map>, spin_us: u64) -> Result<Courier, OpenError> {
+    pub(super) fn open(config: &ClusterConfig, main: Arc<Map>, spin_us: u32) -> Result<Courier, OpenError> {
         if let Some((lab, node)) = &config.lab {
             let failed = |error| OpenError::Os {
                 what: "enter a network namespace",
@@ -54,7 +54,7 @@ impl Courier {
         let mut wire = Config::new(&config.cluster, config.node, config.epoch, config.secret.clone());
         wire.listen = Some(config.listen);
         wire.lanes = config.lanes;
-        wire.spin_us = spin_us;
+        wire.spin_us = spin_us.into();
         wire.rdma_device = config.rdma_device.clone();
         let (transport, _) = transport::open(wire, config.backend)?;
         let limits = TransferLimits { announced_ms: FETCH_MS_MAX, ..TransferLimits::default() };

@@ -110,12 +110,13 @@ enum Polled {
 
 impl Net {
     /// Opens the transport. `main` is the arena's main segment; `doorbell` and `engine` wake the engine, one as it is
-    /// rung, the other by being readable.
+    /// rung, the other by being readable. A thread of its own looks for `spin_us` before it sleeps.
     pub(crate) fn start(
         config: &ClusterConfig,
         main: Arc<Map>,
         doorbell: Arc<OwnedFd>,
         engine: BorrowedFd<'_>,
+        spin_us: u32,
     ) -> Result<Net, OpenError> {
         let apart = match config.net_thread {
             NetThread::Own => true,
@@ -125,7 +126,7 @@ impl Net {
             }
         };
         if apart {
-            let (apart, address) = Apart::start(config, main, doorbell)?;
+            let (apart, address) = Apart::start(config, main, doorbell, spin_us)?;
             return Ok(Net { polled: Polled::Apart(apart), address });
         }
         // The engine itself looks as long as it is to look.

@@ -25,6 +25,7 @@ use super::{
 use dflow_proto::Tick;
 use dflow_proto::wire::handshake::{Dialer, Role};
 use dflow_proto::wire::{READ_BYTES_MAX, SMALL_BYTES_MAX, WIRE_MESSAGE_BYTES_MAX};
+use dflow_shm::lookout::Lookout;
 use dflow_shm::segment::Map;
 use state::{Connection, Operation, Phase, Stream, Task};
 use std::collections::{BTreeMap, VecDeque};
@@ -40,6 +41,7 @@ const TALK_US: u64 = 2_000;
 pub struct Engine<S: Streams> {
     streams: S,
     config: Config,
+    lookout: Lookout,
     capabilities: Capabilities,
     address: Option<SocketAddr>,
     connections: Slab<Connection>,
@@ -85,6 +87,7 @@ impl<S: Streams> Engine<S> {
         };
         Ok(Engine {
             streams,
+            lookout: Lookout::default(),
             config,
             capabilities,
             address,
@@ -271,23 +274,23 @@ impl<S: Streams> Transport for Engine<S> {
         (self.woken, self.watched) = (false, false);
         self.clock = self.streams.now();
         let until = self.clock.0.saturating_add(wait.as_micros() as u64);
-        let mut spin_until = self.clock.0.saturating_add(self.config.spin_us);
+        let spin = Duration::from_micros(self.config.spin_us).min(wait);
+        self.lookout.begin(spin);
         loop {
             self.expire();
             self.flush();
             let now = self.clock.0;
             let mut timeout = Duration::ZERO;
-            let spins = self.config.spin_us > 0 && now < spin_until;
-            if self.found.is_empty() && !spins {
+            if self.found.is_empty() && !self.lookout.again() {
                 timeout = Duration::from_micros(until.min(self.deadline_min.0).saturating_sub(now));
             }
             self.streams.cut(self.clock.since_us(self.talked) < TALK_US);
             let mut incoming = std::mem::take(&mut self.incoming);
             self.streams.wait(&mut incoming, timeout)?;
             self.clock = self.streams.now();
-            if self.config.spin_us > 0 && !incoming.is_empty() {
-                // What serves peers never returns to the caller: activity, not the call, begins the spinning anew.
-                spin_until = self.clock.0.saturating_add(self.config.spin_us);
+            if !incoming.is_empty() {
+                // What serves peers never returns to the caller: activity, not the call, begins the looking anew.
+                self.lookout.begin(spin);
             }
             for event in incoming.drain(..) {
                 self.take_in(event);

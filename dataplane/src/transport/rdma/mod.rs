@@ -50,6 +50,7 @@ use dflow_proto::ids::SegmentId;
 use dflow_proto::wire::capability;
 use dflow_proto::wire::pairing::{LANES_MAX, MESSAGE_PREFIX_BYTES};
 use dflow_proto::wire::{READ_BYTES_MAX, WIRE_MESSAGE_BYTES_MAX};
+use dflow_shm::lookout::Lookout;
 use dflow_shm::segment::Map;
 use discover::{Choice, Device};
 use lane::PerCard;
@@ -132,6 +133,7 @@ pub struct Rdma<S: Streams> {
     deadline_min: Tick,
     done: Vec<Done>,
     heard: Vec<Event>,
+    lookout: Lookout,
     /// Smoothed length of the waits that a completion ended, in microseconds. `None` where spinning cannot pay.
     wait_us: Option<u64>,
     stats: Stats,
@@ -144,7 +146,8 @@ impl<S: Streams> Rdma<S> {
     pub fn new(streams: S, mut config: Config, choice: &Choice) -> Result<Rdma<S>, OpenError> {
         config.offers |= capability::RDMA;
         let os = |what| move |source: rustix::io::Errno| OpenError::Os { what, source: source.into() };
-        let mut engine = Engine::new(streams, config.clone())?;
+        // Looking is done here, where completions are seen, too.
+        let mut engine = Engine::new(streams, Config { spin_us: 0, ..config.clone() })?;
         let registrations = Rc::default();
         let (mut opened, mut refused) = (Vec::new(), None);
         for port in choice.ports.iter().take(LANES_MAX) {
@@ -199,6 +202,7 @@ impl<S: Streams> Rdma<S> {
             deadline_min: Tick(u64::MAX),
             done: Vec::new(),
             heard: Vec::new(),
+            lookout: Lookout::default(),
             wait_us: (!alone).then_some(0),
             stats: Stats::default(),
             registrations,
@@ -373,12 +377,12 @@ impl<S: Streams> Transport for Rdma<S> {
     fn poll(&mut self, events: &mut Vec<Event>, wait: Duration) -> Result<(), PollError> {
         let begin = self.now();
         let until = begin.0.saturating_add(wait.as_micros() as u64);
-        let spin_until = begin.0.saturating_add(self.spin_us().min(wait.as_micros() as u64));
+        self.lookout.begin(Duration::from_micros(self.spin_us()).min(wait));
         self.progress();
         loop {
             let now = self.now();
             let mut timeout = Duration::ZERO;
-            let idle = self.found.is_empty() && now.0 >= spin_until && now.0 < until;
+            let idle = self.found.is_empty() && now.0 < until && !self.lookout.again();
             if idle && self.may_sleep() && self.found.is_empty() {
                 let earliest = until.min(self.deadline_min.0).min(self.next_link_deadline().0);
                 timeout = Duration::from_micros(earliest.saturating_sub(now.0));
@@ -397,9 +401,6 @@ impl<S: Streams> Transport for Rdma<S> {
             }
             if !self.found.is_empty() || after.0 >= until || called {
                 break;
-            }
-            if timeout.is_zero() {
-                std::thread::yield_now();
             }
         }
         events.extend(self.found.drain(..));

@@ -189,8 +189,9 @@ impl Cluster {
         main: Arc<Map>,
         doorbell: Arc<OwnedFd>,
         engine: BorrowedFd<'_>,
+        spin_us: u32,
     ) -> Result<Cluster, OpenError> {
-        let net = Net::start(&config, main, doorbell.clone(), engine)?;
+        let net = Net::start(&config, main, doorbell.clone(), engine, spin_us)?;
         let mut cluster = Cluster {
             net,
             returns: Returns::new(doorbell),
