@@ -14,6 +14,7 @@
 
 mod fresh;
 mod launch;
+mod serve;
 mod worker;
 
 pub(crate) use worker::{State, Worker};
@@ -25,12 +26,11 @@ use super::sweep::sweep;
 use super::view::PoolView;
 use crate::workflow::FunctionSpec;
 use dflow_dataplane::Arena;
-use dflow_proto::zygote::{Exit, FromZygote, ToZygote};
+use dflow_proto::zygote::{Exit, ToZygote};
 use dflow_proto::{InvocationId, RunId, SegmentId, Tick, WorkerId};
 use dflow_shm::link::NodePageWriter;
 use fresh::{Runtimes, await_all};
 use launch::Zygote;
-use rustix::event::epoll;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Zygotes that may die in a row before the pool is given up for a while.
-const ZYGOTE_DEATHS_MAX: u32 = 3;
 /// How long a broken pool answers with its error before it is tried anew.
 const BROKEN_MS: u64 = 1000;
 /// How long a worker that was told to retire may take.
@@ -270,48 +268,6 @@ impl Pools {
         }
     }
 
-    fn spawn(&mut self, id: PoolId, forks: u32) {
-        let pool = &mut self.pools[id.0 as usize];
-        let mark = u64::from(id.0);
-        match Zygote::spawn(&pool.spec, &pool.dir, &self.config, mark, self.node, &self.logs) {
-            Ok(zygote) => {
-                if let Err(error) = epoll::add(
-                    &self.epoll,
-                    zygote.socket(),
-                    epoll::EventData::new_u64(mark),
-                    epoll::EventFlags::IN,
-                ) {
-                    self.break_pool(id, format!("cannot watch the fork server: {error}"));
-                    return;
-                }
-                pool.alive += forks;
-                pool.coming += forks;
-                let late = self.now.after_ms(self.config.load_timeout_s * 1000);
-                pool.zygote = ZygoteState::Loading { zygote, late, forks };
-            }
-            Err(message) => self.break_pool(id, message),
-        }
-    }
-
-    fn fork(&mut self, id: PoolId) {
-        let worker = WorkerId(self.next_worker);
-        self.next_worker += 1;
-        let pool = &mut self.pools[id.0 as usize];
-        let ZygoteState::Serving(zygote) = &pool.zygote else { return };
-        let strict = self.config.strict || pool.spec.strict;
-        match Worker::fork(worker, id, zygote, &self.arena, &self.doorbell, &self.logs, strict) {
-            Ok(state) => {
-                self.workers.insert(worker, state);
-                self.engage(worker);
-            }
-            Err(message) => {
-                pool.alive -= 1;
-                pool.coming -= 1;
-                self.fail_queue(id, &message);
-            }
-        }
-    }
-
     /// Gives a worker that is being made its first job, if one waits: the command is in its ring
     /// before it looks, so a cold start has no further round trip.
     fn engage(&mut self, id: WorkerId) {
@@ -322,34 +278,6 @@ impl Pools {
             self.occupy(id, job);
             self.events.push_back(PoolEvent::Ready { worker: id, job });
         }
-    }
-
-    /// The pool cannot make workers: all that waits for one fails with `message`.
-    fn break_pool(&mut self, id: PoolId, message: String) {
-        self.drop_promised(id);
-        let pool = &mut self.pools[id.0 as usize];
-        let broken = ZygoteState::Broken { message: message.clone(), until: self.now.after_ms(BROKEN_MS) };
-        if let ZygoteState::Loading { zygote, .. } = std::mem::replace(&mut pool.zygote, broken) {
-            zygote.kill(&self.logs);
-        }
-        self.fail_queue(id, &message);
-    }
-
-    /// Workers that were to be forked will not be; those that are being forked are buried one by one. How many that
-    /// were.
-    fn drop_promised(&mut self, id: PoolId) -> u32 {
-        let forking = |w: &&Worker| w.pool == id && w.state == State::Forking;
-        let forking = self.workers.values().filter(forking).count() as u32;
-        let pool = &mut self.pools[id.0 as usize];
-        let promised = pool.coming.saturating_sub(forking);
-        pool.alive -= promised;
-        pool.coming -= promised;
-        promised
-    }
-
-    fn fail_queue(&mut self, id: PoolId, message: &str) {
-        let queue = std::mem::take(&mut self.pools[id.0 as usize].queue);
-        self.events.extend(queue.into_iter().map(|job| PoolEvent::Broken { job, message: message.into() }));
     }
 
     fn occupy(&mut self, worker: WorkerId, job: Job) {
@@ -457,97 +385,6 @@ impl Pools {
             State::Dying { job, .. } => Some((job, text)),
             // `let_go` has just made it `Dying`.
             State::Forking | State::Idle { .. } | State::Busy(_) => None,
-        }
-    }
-
-    /// A zygote's socket can be read.
-    pub(crate) fn readable(&mut self, mark: u64) {
-        if Runtimes::owns(mark) {
-            return self.fresh_readable(mark);
-        }
-        let id = PoolId(mark as u32);
-        loop {
-            let Some(pool) = self.pools.get_mut(id.0 as usize) else { return };
-            let (ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote)) = &mut pool.zygote
-            else {
-                return;
-            };
-            match zygote.receive() {
-                Ok(Some(message)) => self.zygote_says(id, message),
-                Ok(None) => return,
-                Err(gone) => return self.zygote_gone(id, &gone),
-            }
-        }
-    }
-
-    fn zygote_says(&mut self, id: PoolId, message: FromZygote) {
-        let pool = &mut self.pools[id.0 as usize];
-        match message {
-            FromZygote::Loaded { us } => {
-                tracing::debug!(function = pool.spec.name, us, "loaded");
-                match std::mem::replace(&mut pool.zygote, ZygoteState::None) {
-                    ZygoteState::Loading { zygote, forks, .. } => {
-                        pool.zygote = ZygoteState::Serving(zygote);
-                        (0..forks).for_each(|_| self.fork(id));
-                    }
-                    other => pool.zygote = other,
-                }
-            }
-            FromZygote::LoadFailed { message, traceback } => {
-                let name = &pool.spec.name;
-                let trace =
-                    if traceback.is_empty() { String::new() } else { format!("\n{}", traceback.trim_end()) };
-                let message = format!("function {name} cannot be loaded: {message}{trace}");
-                self.break_pool(id, message);
-            }
-            FromZygote::Forked { worker, pid, us } => {
-                tracing::trace!(?worker, pid, us, "forked");
-                if let Some(worker) = self.workers.get_mut(&worker) {
-                    worker.pid = pid;
-                }
-            }
-            FromZygote::ForkFailed { worker, message } => {
-                self.let_go(worker);
-                let job = self.workers.remove(&worker).and_then(|w| w.job());
-                let name = &self.pools[id.0 as usize].spec.name;
-                let message = format!(
-                    "cannot fork a worker of function {name}: {message}; lower the slots or raise the limit of processes"
-                );
-                self.events.extend(job.map(|job| PoolEvent::Broken { job, message: message.clone() }));
-                self.fail_queue(id, &message);
-            }
-            FromZygote::Exited { worker, exit, .. } => {
-                self.events.push_back(PoolEvent::Exited { worker, exit })
-            }
-        }
-    }
-
-    /// The zygote is dead, and by the kernel's hand so are its workers.
-    fn zygote_gone(&mut self, id: PoolId, why: &str) {
-        let pool = &mut self.pools[id.0 as usize];
-        pool.deaths += 1;
-        let old = std::mem::replace(&mut pool.zygote, ZygoteState::None);
-        let loading = matches!(old, ZygoteState::Loading { .. });
-        let promised = if loading { self.drop_promised(id) } else { 0 };
-        let words = match old {
-            ZygoteState::Loading { zygote, .. } | ZygoteState::Serving(zygote) => {
-                zygote.last_words(&self.logs)
-            }
-            ZygoteState::None | ZygoteState::Broken { .. } => String::new(),
-        };
-        let pool = &self.pools[id.0 as usize];
-        let name = &pool.spec.name;
-        tracing::warn!(function = name, why, "fork server gone");
-        let give_up = pool.deaths >= ZYGOTE_DEATHS_MAX || promised > 0;
-        let message = format!(
-            "the fork server of function {name} died ({why}){}{words}",
-            if words.is_empty() { "" } else { ": " }
-        );
-        let dead: Vec<_> = self.workers.iter().filter(|(_, w)| w.pool == id).map(|(w, _)| *w).collect();
-        self.events
-            .extend(dead.into_iter().map(|worker| PoolEvent::Exited { worker, exit: Exit::Signal(9) }));
-        if give_up {
-            self.break_pool(id, message);
         }
     }
 
