@@ -506,3 +506,20 @@ fn clusters_for_trying_out_stand_side_by_side() {
     }
     scene.assert_nothing_left();
 }
+
+#[test]
+fn a_cluster_for_trying_out_that_is_killed_leaves_no_node_and_the_next_removes_its_folder() {
+    let scene = Scene::new();
+    let mut killed = dev(&scene, &[]);
+    killed.going.child.kill().expect("this test's own child");
+    killed.going.child.wait().expect("its own child");
+    scene.assert_nothing_left();
+    assert!(std::path::Path::new(&killed.secret).exists());
+    let mut next = dev(&scene, &[]);
+    assert!(!std::path::Path::new(&killed.secret).exists());
+    let pid = Pid::from_raw(next.going.child.id() as i32).expect("a process has a number");
+    kill_process(pid, Signal::TERM).expect("this test's own child");
+    next.going.child.wait().expect("its own child");
+    assert!(!std::path::Path::new(&next.secret).exists());
+    scene.assert_nothing_left();
+}

@@ -2,11 +2,9 @@
 
 use super::System;
 use crate::netns::Lab;
-use crate::node::sweep;
-use std::fs;
+use crate::node::TempFolder;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,7 +49,7 @@ pub enum RemoteError {
 pub(super) struct RemoteStore {
     child: Child,
     /// Its files.
-    _folder: Folder,
+    _folder: TempFolder,
     /// Where it answers.
     pub(super) at: SocketAddr,
     /// The network it is in, if not the caller's.
@@ -74,8 +72,8 @@ impl RemoteStore {
             None => free_port().map_err(failed)?,
         };
         let store = STORES.fetch_add(1, Ordering::Relaxed);
-        let folder = Folder::new(&format!("{}-{store}", std::process::id())).map_err(failed)?;
-        let dir = &folder.0;
+        let folder = TempFolder::new("dflow-bench-", &store.to_string()).map_err(failed)?;
+        let dir = folder.path();
         let mut command = if redis {
             // Ended by the kernel when this process is, by whatever signal.
             let mut command = Command::new("setpriv");
@@ -118,33 +116,6 @@ impl Drop for RemoteStore {
         // It may have been killed by somebody else, which is as well.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// A folder for temporary files. Dropped, it goes with all in it.
-#[derive(Debug)]
-struct Folder(PathBuf);
-
-impl Folder {
-    const PREFIX: &str = "dflow-bench-";
-
-    /// Makes one, and removes those of processes that were killed. `name` begins with the number of this one.
-    fn new(name: &str) -> io::Result<Folder> {
-        let root = std::env::temp_dir();
-        if let Err(error) = sweep(&root, Self::PREFIX) {
-            // What is another user's is for them.
-            tracing::debug!(%error, "what a dead measurement left stays");
-        }
-        let path = root.join(format!("{}{name}", Self::PREFIX));
-        fs::create_dir_all(&path)?;
-        Ok(Folder(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What cannot be removed now is swept by the next measurement.
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

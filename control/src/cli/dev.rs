@@ -5,6 +5,7 @@
 
 use super::exit::Exit;
 use crate::netns::Lab;
+use crate::node::TempFolder;
 use crate::workflow::parse_size;
 use anyhow::Context;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -74,7 +75,7 @@ fn cluster(args: &DevArgs) -> anyhow::Result<()> {
         Some(bytes_per_s) => Some(Lab::new(args.nodes.into(), Some(bytes_per_s))?),
         None => None,
     };
-    let folder = tempdir()?;
+    let folder = TempFolder::new("dflow-dev-", "nodes")?;
     let secret = folder.path().join("secret");
     write_secret(&secret)?;
     let port = if lab.is_some() { PORT } else { free_ports(2 * args.nodes)? };
@@ -87,7 +88,12 @@ fn cluster(args: &DevArgs) -> anyhow::Result<()> {
             .map(|other| format!("{}={},{}", other.name, other.data, other.api))
             .collect();
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("node").args(["--name", &own.name]).arg("--state").arg(folder.path().join(&own.name));
+        command.arg("node").args(["--name", &own.name]);
+        // Whatever ends this process ends its nodes.
+        command
+            .args(["--end-with", &std::process::id().to_string()])
+            .arg("--state")
+            .arg(folder.path().join(&own.name));
         command.args(["--api", &own.api.to_string(), "--data", &own.data.to_string()]);
         command.arg("--secret-file").arg(&secret);
         command.args(["--cpus", &args.cpus.to_string(), "--store", &args.store, "--log", "warn"]);
@@ -137,28 +143,6 @@ fn ends(node: u16, first: u16, lab: Option<&Lab>) -> Ends {
             let port = first + 2 * node;
             Ends { name, api: ([127, 0, 0, 1], port).into(), data: ([127, 0, 0, 1], port + 1).into() }
         }
-    }
-}
-
-/// A folder that goes with the command.
-fn tempdir() -> anyhow::Result<Folder> {
-    let path = std::env::temp_dir().join(format!("dflow-dev-{}", std::process::id()));
-    std::fs::create_dir(&path)?;
-    Ok(Folder(path))
-}
-
-struct Folder(std::path::PathBuf);
-
-impl Folder {
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What cannot be removed is in the folder for temporary files.
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -31,6 +31,9 @@ pub(super) struct NodeArgs {
     /// Only check the configuration
     #[arg(long)]
     check: bool,
+    /// The process that started this one, and that this one is to end with
+    #[arg(long, hide = true, value_name = "PID")]
+    end_with: Option<i32>,
     #[command(flatten)]
     given: Given,
 }
@@ -131,6 +134,9 @@ pub(super) fn run(args: &NodeArgs) -> Exit {
         eprintln!("the configuration of node {} is good", loaded.settings.name);
         return Exit::Ok;
     }
+    if args.end_with.is_some_and(|parent| !ends_with(parent)) {
+        return Exit::Ok;
+    }
     init_logging(&loaded);
     let name = loaded.settings.name.clone();
     match daemon::run(loaded, |api| eprintln!("node {name} is ready: DFLOW_SERVER=http://{api}")) {
@@ -140,6 +146,13 @@ pub(super) fn run(args: &NodeArgs) -> Exit {
             Exit::Environment
         }
     }
+}
+
+/// The end of its parent is a SIGTERM for this process from now on; false if the parent has ended already.
+fn ends_with(parent: i32) -> bool {
+    // It fails for no signal that exists.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
+    rustix::process::getppid().is_some_and(|now| now.as_raw_nonzero().get() == parent)
 }
 
 fn init_logging(loaded: &Loaded) {

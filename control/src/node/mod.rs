@@ -32,7 +32,7 @@ pub use error::{RunFailure, StartError, SubmitError};
 pub use logs::{LogLine, LogLines};
 pub use object::{ObjectView, OutputValue};
 pub use stage::{InputWriter, OpenRun};
-pub(crate) use sweep::sweep;
+pub(crate) use sweep::TempFolder;
 pub use view::{
     Failed, Heard, Journal, LinkView, Nodes, PeerView, PoolView, Record, RunView, StepView, Transfer, Watch,
     What,

@@ -1,8 +1,40 @@
-//! What nodes, and measurements, that were killed have left: directories whose names tell whose they were.
+//! What processes that were killed have left: directories whose names tell whose they were.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// A folder for temporary files that goes with the value; if the process is killed, the next that makes one of the same kind removes it.
+#[derive(Debug)]
+pub(crate) struct TempFolder(PathBuf);
+
+impl TempFolder {
+    /// Makes `PREFIX<pid>-NAME`.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(crate) fn new(prefix: &str, name: &str) -> io::Result<TempFolder> {
+        let root = std::env::temp_dir();
+        if let Err(error) = sweep(&root, prefix) {
+            // What is another user's is for them.
+            tracing::debug!(%error, "what a dead process left stays");
+        }
+        let path = root.join(format!("{prefix}{}-{name}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        Ok(TempFolder(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempFolder {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
 
 /// Removes the directories of `root` called `PREFIX<pid>` or `PREFIX<pid>-...` whose process is gone.
 ///
