@@ -1,7 +1,8 @@
 //! The figures of the RDMA transport between two nodes, for `hwtests/guest/perftest`, which sets perftest's beside them.
 //!
 //! `serve ADDRESS` owns memory that others read, and answers messages. The others measure against it, each in a process
-//! of its own as perftest does, and print one line of `name value` pairs.
+//! of its own as perftest does, and print one line of `name value` pairs. All look for `SPIN_US` microseconds before they
+//! sleep, if that is set.
 
 #![expect(clippy::print_stdout, reason = "its figures go to a script")]
 
@@ -41,6 +42,9 @@ fn main() -> Result<()> {
 
 fn config(node: NodeId, listen: &str) -> Result<Config> {
     let mut config = Config::new("speed", node, Epoch(1), Secret::new("for measurements"));
+    if let Ok(spin_us) = std::env::var("SPIN_US") {
+        config.spin_us = spin_us.parse().context("SPIN_US is a number of microseconds")?;
+    }
     config.listen = Some(listen.parse().with_context(|| format!("the address {listen}"))?);
     Ok(config)
 }
