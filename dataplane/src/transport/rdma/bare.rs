@@ -4,7 +4,7 @@
 //! registrations: bytes that are *read* by who wants them, *written* into a window by who has them, or *sent* into a receive
 //! buffer and copied to their place. It is for measurements and tests, whose two ends trust each other.
 
-use super::card::{Card, Done, Memory, Purpose, QUEUE_DEPTH, Receives};
+use super::card::{Card, Done, Memory, Purpose, QUEUE_DEPTH, Receives, Waking};
 use super::discover::ChosenPort;
 use super::queue::{Admits, QueuePair, Work};
 use super::window::Window;
@@ -223,7 +223,7 @@ impl Bare {
             }
             let mut done = Vec::new();
             if !self.card.poll(&mut done) {
-                self.card.arm();
+                self.card.arm(Waking::All);
                 // What came before the card was asked to tell is not told.
                 if !self.card.poll(&mut done) {
                     let left = until.saturating_duration_since(Instant::now());

@@ -262,6 +262,17 @@ pub(super) enum CardEvent {
     Other,
 }
 
+/// By what a card wakes who sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Waking {
+    /// Nothing.
+    Never,
+    /// A message that has come.
+    Arrivals,
+    /// Any completion.
+    All,
+}
+
 /// An open card.
 pub(super) struct Card {
     /// Receive buffers first, then slots; ended before the card is closed.
@@ -281,6 +292,8 @@ pub(super) struct Card {
     pub(super) probe_address: u64,
     /// Work that it has not reported, of all queue pairs.
     pub(super) outstanding: usize,
+    /// Messages among it.
+    pub(super) messages: usize,
 }
 
 impl Card {
@@ -382,6 +395,7 @@ impl Card {
             probe_bytes,
             probe_address: target.addr() as u64,
             outstanding: 0,
+            messages: 0,
         };
         for buffer in 0..depth {
             card.wait_for_message(buffer).map_err(|source| fail("post a receive buffer", source))?;
@@ -420,12 +434,12 @@ impl Card {
         self.probe.keys().1
     }
 
-    /// Asks to be woken by the next completion.
-    pub(super) fn arm(&self) {
+    /// Asks to be woken by the next completion that `waking` tells of. Asked twice, it is by the next that either tells of.
+    pub(super) fn arm(&self, waking: Waking) {
         // SAFETY: the queue exists; `req_notify_cq` is one of the driver's table.
         unsafe {
             if let Some(arm) = (*self.shared.context).ops.req_notify_cq {
-                arm(self.shared.cq, 0);
+                arm(self.shared.cq, c_int::from(waking == Waking::Arrivals));
             }
         }
     }

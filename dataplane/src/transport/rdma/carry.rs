@@ -100,6 +100,7 @@ impl<S: Streams> Rdma<S> {
         match lane.queue.send(card, key, std::mem::take(message)) {
             Ok(()) => {
                 card.outstanding += 1;
+                card.messages += 1;
                 operation.via = Via::Card { given_bytes: 0, pieces: 1 };
                 true
             }
@@ -357,6 +358,7 @@ impl<S: Streams> Rdma<S> {
                 }
             }
             Work::Send { op, slot, .. } => {
+                card.messages -= 1;
                 slot.into_iter().for_each(|slot| card.give_back(slot));
                 if let Some(operation) = self.ops.get_mut(op) {
                     operation.done_bytes = operation.bytes;

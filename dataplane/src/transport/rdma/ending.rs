@@ -1,6 +1,6 @@
 //! How operations, links and cards end.
 
-use super::card::{Card, CardEvent, RECEIVES};
+use super::card::{Card, CardEvent, RECEIVES, Waking};
 use super::discover::Choice;
 use super::queue::Work;
 use super::state::{Operation, Peer, Task, Via};
@@ -155,6 +155,7 @@ impl<S: Streams> Rdma<S> {
         for work in lane.queue.destroy() {
             match work {
                 Work::Send { op, message, slot } => {
+                    card.messages -= 1;
                     slot.into_iter().for_each(|slot| card.give_back(slot));
                     sends.push((op, message));
                 }
@@ -274,7 +275,7 @@ impl<S: Streams> Rdma<S> {
         }
         self.regions.values_mut().for_each(|local| local.memories[place] = None);
         self.cards[place] = None;
-        self.armed = false;
+        self.armed = Waking::Never;
         self.reopen_failures = 0;
         self.reopen_at = self.now().after_ms(REOPEN_MS);
         if self.cards_open() == 0 {

@@ -44,7 +44,7 @@ use super::{
     Capabilities, Config, ConnectionId, Event, NodeId, Op, OpError, OpId, OpenError, Path, PollError,
     Refused, RefusedWhy, Region, Stats, Transport, Wake,
 };
-use card::{Card, Done, Purpose, RECEIVES};
+use card::{Card, Done, Purpose, RECEIVES, Waking};
 use dflow_proto::Tick;
 use dflow_proto::ids::SegmentId;
 use dflow_proto::wire::capability;
@@ -69,6 +69,11 @@ const BUFFER_BYTES: usize = 8 << 10;
 /// Waits that have lately been shorter than this are spent looking for completions instead of asleep: going to
 /// sleep and being woken costs about as much. Microseconds.
 const SPIN_US_MAX: u64 = 50;
+/// While no more messages than these are under way, and nothing else, that they have arrived wakes nobody: an answer, which does, is
+/// more likely to come. It is looked for after [`REPORT_LATE`].
+const SENT_FEW: usize = 4;
+/// How late it may be noticed that a message has left.
+const REPORT_LATE: Duration = Duration::from_millis(2);
 /// While completions keep waking us, what happens to the cards themselves is looked at once in so many times.
 const EVENTS_EVERY: u32 = 16;
 
@@ -114,7 +119,7 @@ pub struct Rdma<S: Streams> {
     news: OwnedFd,
     /// The caller's descriptor.
     callers: Option<OwnedFd>,
-    armed: bool,
+    armed: Waking,
     /// Times that completions have woken us.
     wakes: u32,
     regions: BTreeMap<(u32, u32), Local>,
@@ -187,7 +192,7 @@ impl<S: Streams> Rdma<S> {
             reopen_failures: 0,
             news,
             callers: None,
-            armed: false,
+            armed: Waking::Never,
             wakes: 0,
             regions: BTreeMap::new(),
             by_segment: BTreeMap::new(),
@@ -221,7 +226,7 @@ impl<S: Streams> Rdma<S> {
         for local in self.regions.values_mut() {
             local.memories[place] = register(&card, &local.map);
         }
-        self.armed = false;
+        self.armed = Waking::Never;
         self.cards[place] = Some(card);
         Ok(())
     }
@@ -252,15 +257,24 @@ impl<S: Streams> Rdma<S> {
         any
     }
 
-    /// Asks to be woken by the cards; whether it is safe to sleep, since nothing came meanwhile.
-    fn may_sleep(&mut self) -> bool {
-        if self.armed || self.cards_open() == 0 {
-            return true;
+    /// Asks to be woken by the cards; for how long it is safe to sleep: not at all if something came meanwhile.
+    fn sleep_max(&mut self) -> Duration {
+        let (outstanding, messages) = self
+            .cards
+            .iter()
+            .flatten()
+            .fold((0, 0), |(all, sent), card| (all + card.outstanding, sent + card.messages));
+        let only_sent = messages > 0 && messages == outstanding && messages <= SENT_FEW;
+        let wanted = if only_sent { Waking::Arrivals } else { Waking::All };
+        if self.armed < wanted && self.cards_open() > 0 {
+            self.cards.iter().flatten().for_each(|card| card.arm(wanted));
+            self.armed = wanted;
+            // What completed before a card was armed wakes nobody.
+            if self.harvest() {
+                return Duration::ZERO;
+            }
         }
-        self.cards.iter().flatten().for_each(Card::arm);
-        self.armed = true;
-        // What completed before a card was armed wakes nobody.
-        !self.harvest()
+        if only_sent { REPORT_LATE } else { Duration::MAX }
     }
 
     /// Takes the news that have woken us; `true` if they are none of the cards', so of the caller's descriptor. What is
@@ -271,7 +285,9 @@ impl<S: Streams> Rdma<S> {
             woken |= card.take_wake();
         }
         self.wakes = self.wakes.wrapping_add(u32::from(woken));
-        self.armed &= !woken;
+        if woken {
+            self.armed = Waking::Never;
+        }
         // Completions come often and events hardly ever: to look for them each time would be a system call in vain.
         if woken && !self.wakes.is_multiple_of(EVENTS_EVERY) {
             return false;
@@ -383,9 +399,10 @@ impl<S: Streams> Transport for Rdma<S> {
             let now = self.now();
             let mut timeout = Duration::ZERO;
             let idle = self.found.is_empty() && now.0 < until && !self.lookout.again();
-            if idle && self.may_sleep() && self.found.is_empty() {
+            let sleep_max = if idle { self.sleep_max() } else { Duration::ZERO };
+            if self.found.is_empty() && !sleep_max.is_zero() {
                 let earliest = until.min(self.deadline_min.0).min(self.next_link_deadline().0);
-                timeout = Duration::from_micros(earliest.saturating_sub(now.0));
+                timeout = Duration::from_micros(earliest.saturating_sub(now.0)).min(sleep_max);
             }
             let mut heard = std::mem::take(&mut self.heard);
             self.engine.poll(&mut heard, timeout)?;

@@ -416,6 +416,10 @@ impl QueuePair {
         request.wr_id = self.mark;
         request.opcode = opcode;
         request.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
+        if opcode == ibv_wr_opcode::IBV_WR_SEND {
+            // It wakes a receiver that sleeps for arrivals only.
+            request.send_flags |= ibv_send_flags::IBV_SEND_SOLICITED.0;
+        }
         request
     }
 
