@@ -290,7 +290,12 @@ impl<T: Transport> Mover<T> {
             self.receiver.tick(now, &mut self.effects);
             self.act();
         }
-        self.flush();
+        if self.found.is_empty() {
+            self.flush();
+        } else {
+            // Whoever is told something answers at once and polls again: what there is to say now leaves with the answer.
+            self.read_on();
+        }
         moved.append(&mut self.found);
         Ok(())
     }
@@ -378,6 +383,14 @@ impl<T: Transport> Mover<T> {
             );
         }
         self.announce(key, nodes);
+    }
+
+    /// Hands waiting reads to the transport, and does what follows from its refusals.
+    fn read_on(&mut self) {
+        self.start_reads();
+        if !self.effects.is_empty() {
+            self.act();
+        }
     }
 
     /// Hands waiting reads to the transport, as far as it takes them.

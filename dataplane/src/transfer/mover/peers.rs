@@ -138,10 +138,7 @@ impl<T: Transport> Mover<T> {
 
     /// Sends what waits, dials where it must.
     pub(super) fn flush(&mut self) {
-        self.start_reads();
-        if !self.effects.is_empty() {
-            self.act();
-        }
+        self.read_on();
         for (node, notice) in self.holdings.news() {
             self.tell(node, &notice);
         }
