@@ -46,7 +46,8 @@ pub struct NodeConfig {
     pub libexec: Libexec,
 }
 
-/// Longer than what one node does between two words of another: a hop of a chain finds engines awake.
+/// Longer than what one node does between two words of another: a hop of a chain finds engines awake. A machine with one
+/// processor has none that is idle while others work.
 const ENGINE_SPIN_US: u32 = 100;
 
 impl Default for NodeConfig {
@@ -62,7 +63,7 @@ impl Default for NodeConfig {
             spill_bytes: 64 << 30,
             prefault_bytes: 64 << 20,
             spin_us: 0,
-            engine_spin_us: ENGINE_SPIN_US,
+            engine_spin_us: if cores > 1 { ENGINE_SPIN_US } else { 0 },
             strict: false,
             huge_pages: true,
             journal: true,
