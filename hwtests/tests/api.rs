@@ -14,6 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{ChildStderr, Command};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const HEAD: &str = "apiVersion: dflow/v1\nkind: Workflow\nmetadata: {name: NAME, version: \"1\"}\n";
@@ -448,6 +449,10 @@ fn three_nodes_give_the_result_of_one() {
     scene.assert_nothing_left();
 }
 
+/// Held by tests that start clusters to try out: two that look for free ports at the same moment find the same, and each removes what
+/// dead ones left.
+static TRIES: Mutex<()> = Mutex::new(());
+
 /// A cluster to try out, and what it told of itself.
 struct Tried {
     going: Going,
@@ -481,6 +486,7 @@ fn dev(scene: &Scene, args: &[&str]) -> Tried {
 
 #[test]
 fn clusters_for_trying_out_stand_side_by_side() {
+    let _alone = TRIES.lock().unwrap_or_else(PoisonError::into_inner);
     let scene = Scene::new();
     let mut clusters = vec![dev(&scene, &[]), dev(&scene, &[])];
     if rustix::process::geteuid().is_root() {
@@ -509,6 +515,7 @@ fn clusters_for_trying_out_stand_side_by_side() {
 
 #[test]
 fn a_cluster_for_trying_out_that_is_killed_leaves_no_node_and_the_next_removes_its_folder() {
+    let _alone = TRIES.lock().unwrap_or_else(PoisonError::into_inner);
     let scene = Scene::new();
     let mut killed = dev(&scene, &[]);
     killed.going.child.kill().expect("this test's own child");

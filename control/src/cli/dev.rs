@@ -4,6 +4,7 @@
 //! bandwidth each node is in a network namespace of its own, whose link is shaped.
 
 use super::exit::Exit;
+use super::interrupt::count_interrupts;
 use crate::netns::Lab;
 use crate::node::TempFolder;
 use crate::workflow::parse_size;
@@ -11,6 +12,7 @@ use anyhow::Context;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The first node's API; each node takes two ports. On loopback another cluster may have them: then it is the next
@@ -21,6 +23,8 @@ const HUNDREDS: u16 = 10;
 const READY_MAX: Duration = Duration::from_secs(20);
 /// How long they may take to end.
 const END_MAX: Duration = Duration::from_secs(35);
+/// How often it is looked at whether something has changed.
+const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -71,6 +75,8 @@ pub(super) fn run(args: &DevArgs) -> Exit {
 }
 
 fn cluster(args: &DevArgs) -> anyhow::Result<()> {
+    // From before there is anything to clean up.
+    let interrupts = count_interrupts();
     let lab = match args.bandwidth {
         Some(bytes_per_s) => Some(Lab::new(args.nodes.into(), Some(bytes_per_s))?),
         None => None,
@@ -108,7 +114,9 @@ fn cluster(args: &DevArgs) -> anyhow::Result<()> {
         }
         nodes.0.push(command.stdin(Stdio::null()).spawn()?);
     }
-    await_ready(&mut nodes, &ends, lab.as_ref())?;
+    if !await_ready(&mut nodes, &ends, lab.as_ref(), &interrupts)? {
+        return Ok(());
+    }
     let server = ends[0].api;
     eprintln!("{} nodes are up; the first answers at {server}. In another terminal:", ends.len());
     let within = lab.as_ref().map_or(String::new(), |lab| format!("ip netns exec {} ", lab.namespace(0)));
@@ -116,7 +124,7 @@ fn cluster(args: &DevArgs) -> anyhow::Result<()> {
     eprintln!("  {within}dflow nodes");
     eprintln!("  {within}dflow submit --watch WORKFLOW.yaml");
     eprintln!("Ctrl-C ends them.");
-    let ended = nodes.until_interrupted()?;
+    let ended = nodes.until_interrupted(&interrupts)?;
     if let Some(index) = ended {
         anyhow::bail!("node {} has ended by itself; what it wrote above says why", ends[index].name);
     }
@@ -171,23 +179,15 @@ impl Nodes {
         Ok(None)
     }
 
-    fn until_interrupted(&mut self) -> anyhow::Result<Option<usize>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-            let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => return Ok(None),
-                    _ = terminate.recv() => return Ok(None),
-                    () = tokio::time::sleep(Duration::from_millis(200)) => {
-                        if let Some(index) = self.ended()? {
-                            return Ok(Some(index));
-                        }
-                    }
-                }
+    /// The first that has ended by itself, or `None` when this process is told to end.
+    fn until_interrupted(&mut self, interrupts: &AtomicU32) -> anyhow::Result<Option<usize>> {
+        while interrupts.load(Ordering::Relaxed) == 0 {
+            if let Some(index) = self.ended()? {
+                return Ok(Some(index));
             }
-        })
+            std::thread::sleep(LOOK);
+        }
+        Ok(None)
     }
 }
 
@@ -211,10 +211,19 @@ impl Drop for Nodes {
     }
 }
 
-fn await_ready(nodes: &mut Nodes, ends: &[Ends], lab: Option<&Lab>) -> anyhow::Result<()> {
+/// False if this process is told to end meanwhile.
+fn await_ready(
+    nodes: &mut Nodes,
+    ends: &[Ends],
+    lab: Option<&Lab>,
+    interrupts: &AtomicU32,
+) -> anyhow::Result<bool> {
     let deadline = Instant::now() + READY_MAX;
     for (index, own) in ends.iter().enumerate() {
         loop {
+            if interrupts.load(Ordering::Relaxed) > 0 {
+                return Ok(false);
+            }
             if answers(own.api, index, lab) {
                 break;
             }
@@ -224,10 +233,10 @@ fn await_ready(nodes: &mut Nodes, ends: &[Ends], lab: Option<&Lab>) -> anyhow::R
             if Instant::now() > deadline {
                 anyhow::bail!("node {} does not answer at {} after {READY_MAX:?}", own.name, own.api);
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Whether somebody accepts at `api`, as seen from the node itself.
