@@ -12,7 +12,7 @@ impl TempFolder {
     /// Makes `PREFIX<pid>-NAME`.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// It cannot be made, or is there already.
     pub(crate) fn new(prefix: &str, name: &str) -> io::Result<TempFolder> {
         let root = std::env::temp_dir();
         if let Err(error) = sweep(&root, prefix) {
@@ -20,7 +20,8 @@ impl TempFolder {
             tracing::debug!(%error, "what a dead process left stays");
         }
         let path = root.join(format!("{prefix}{}-{name}", std::process::id()));
-        fs::create_dir_all(&path)?;
+        // One that is there already may be somebody else's, and what is put there is not for them.
+        fs::create_dir(&path)?;
         Ok(TempFolder(path))
     }
 
