@@ -14,13 +14,16 @@ use dflow_proto::ids::Extent;
 use dflow_proto::limits::{INLINE_BYTES_MAX, PAGE_BYTES};
 use dflow_proto::link::InputValue;
 use dflow_proto::store::{Hold, Lease, Leased, Owner, Purpose, Reserve};
-use dflow_proto::{InvocationId, ObjectKey, RunId, SegmentId, Tick};
+use dflow_proto::{InvocationId, ObjectKey, RunId, SegmentId};
 use dflow_shm::table::{Entry, TableWriter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// A look at a list is followed by this many times its duration without one.
-const LOOK_SHARE: u64 = 20;
+/// After a look at a list nothing of it is looked at for so long, by its length: some twenty times what the look took. Not by
+/// the clock, since an engine that was kept from its processor meanwhile would be twenty times as late.
+const LOOK_AGAIN_NS_ITEM: u64 = 4_000;
+/// Items that may be looked at at any time.
+const LOOK_ITEMS_FREE: usize = 64;
 
 /// The inputs of one attempt.
 pub(super) struct InputTable {
@@ -324,19 +327,19 @@ impl Engine {
     /// Brings the tables up to date that are due; false if none was.
     ///
     /// A change of one item costs a look at the whole list, so a list of a hundred thousand items
-    /// that appear one by one is not looked at for each: the time between two looks is a multiple of
-    /// what a look takes.
+    /// that appear one by one is not looked at for each: the time between two looks grows with its length.
     pub(super) fn freshen(&mut self) -> bool {
         let now = self.now();
         let due: Vec<_> =
             self.dirty.iter().filter(|(_, after)| **after <= now).map(|(key, _)| *key).collect();
         for key in &due {
             self.dirty.remove(key);
-            let begun = self.now();
             self.relink(key.0, key.1, key.2);
-            let ended = self.now();
+            let now = self.now();
             if let Some(attempt) = self.attempts.get_mut(&(key.0, key.1)) {
-                attempt.fresh_until = Tick(ended.0 + LOOK_SHARE * ended.since_us(begun));
+                let items = attempt.table.as_ref().map_or(0, |table| table.lists[usize::from(key.2)].len());
+                let pause_ns = items.saturating_sub(LOOK_ITEMS_FREE) as u64 * LOOK_AGAIN_NS_ITEM;
+                attempt.fresh_until = now.after_us(pause_ns / 1_000).max(attempt.fresh_until);
             }
         }
         !due.is_empty()
