@@ -147,8 +147,7 @@ fn node_config(args: &RunArgs) -> NodeConfig {
     let mut config = NodeConfig { spin_us: args.spin_us, strict: args.strict, ..NodeConfig::default() };
     config.journal = args.keep.wanted();
     if let Some(cpus) = args.cpus {
-        config.cpu_milli = (cpus.clamp(0.001, 1e6) * 1000.0) as u32;
-        config.slots = (config.cpu_milli / 1000 * 4 + 4).max(config.slots);
+        config.offer((cpus.clamp(0.001, 1e6) * 1000.0) as u32);
     }
     config.slots = args.slots.unwrap_or(config.slots).max(1);
     config.store_bytes = args.store.unwrap_or(config.store_bytes);

@@ -50,14 +50,19 @@ pub struct NodeConfig {
 /// processor has none that is idle while others work.
 const ENGINE_SPIN_US: u32 = 100;
 
+/// Invocations that may exist at one time, for each core: those that wait for data have started already.
+const SLOTS_A_CORE: u32 = 4;
+/// Idle processes that are kept for each core: of several functions, as many as start at one time.
+const IDLE_A_CORE: u32 = 8;
+
 impl Default for NodeConfig {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as u32;
         let memory = total_memory_bytes();
         NodeConfig {
             cpu_milli: cores * 1000,
-            slots: cores * 4 + 4,
-            idle_max: cores * 8,
+            slots: slots_of(cores),
+            idle_max: cores * IDLE_A_CORE,
             store_bytes: (memory / 4).clamp(256 << 20, 64 << 30) & !((2 << 20) - 1),
             spill_dir: None,
             spill_bytes: 64 << 30,
@@ -76,7 +81,19 @@ impl Default for NodeConfig {
     }
 }
 
+fn slots_of(cores: u32) -> u32 {
+    cores.saturating_mul(SLOTS_A_CORE).saturating_add(4)
+}
+
 impl NodeConfig {
+    /// Offers so many thousandths of a core, and at least as many slots and idle processes as these can use.
+    pub fn offer(&mut self, cpu_milli: u32) {
+        let cores = cpu_milli / 1000;
+        self.cpu_milli = cpu_milli;
+        self.slots = self.slots.max(slots_of(cores));
+        self.idle_max = self.idle_max.max(cores.saturating_mul(IDLE_A_CORE));
+    }
+
     /// Refuses an object of so many bytes that the store could not hold even if it had nothing else: for whoever
     /// must take its bytes from elsewhere before the store can be asked.
     ///

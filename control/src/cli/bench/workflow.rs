@@ -254,10 +254,7 @@ fn plan(args: &WorkflowArgs, subjects: Vec<Subject>) -> Plan {
     }
     let mut node = NodeConfig { store_bytes: args.store, ..NodeConfig::default() };
     if let Some(cpus) = args.cpus {
-        node.cpu_milli = (cpus.clamp(0.001, 1e6) * 1000.0) as u32;
-        node.slots = (node.cpu_milli / 1000 * 4 + 4).max(node.slots);
-        // As many processes as can be at work are kept.
-        node.idle_max = node.idle_max.max(node.cpu_milli / 1000 * 8);
+        node.offer((cpus.clamp(0.001, 1e6) * 1000.0) as u32);
     }
     node.slots = args.slots.unwrap_or(node.slots).max(1);
     let (mut workers, mut worker_cpus) = (args.workers, args.worker_cpus);

@@ -126,13 +126,14 @@ pub const KEYS: [Key; 33] = [
     Key {
         name: "cpus",
         value: "CORES",
-        help: "CPU tokens in cores: how many functions compute at one time",
+        help: "CPU tokens in cores: how many functions compute at one time; `slots` and `idle_max` grow with it",
         set: |s, v| {
             let cores: f64 = number(v)?;
             if !(0.001..=1e6).contains(&cores) {
                 return Err(format!("{v} cores; between 0.001 and 1000000 are possible"));
             }
-            s.node.cpu_milli = (cores * 1000.0) as u32;
+            // Slots and idle processes that are given come after it.
+            s.node.offer((cores * 1000.0) as u32);
             Ok(())
         },
         show: |s| (f64::from(s.node.cpu_milli) / 1000.0).to_string(),

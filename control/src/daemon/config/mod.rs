@@ -187,9 +187,6 @@ impl Loaded {
         let set = |name: &str| {
             KEYS.iter().zip(&origins).any(|(key, origin)| key.name == name && *origin != Origin::Default)
         };
-        if !set("slots") {
-            settings.node.slots = settings.node.slots.max(settings.node.cpu_milli / 1000 * 4 + 4);
-        }
         if !set("keep_max") {
             settings.keep_bytes = settings.node.store_bytes / 4;
         }
