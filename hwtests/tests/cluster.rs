@@ -86,11 +86,15 @@ fn start(count: usize, change: impl Fn(usize, &mut NodeConfig)) -> Option<Cluste
 
 /// Steps lie where `places` says, by their order in the file.
 fn submit(cluster: &Cluster, body: &str, places: &[Place]) -> Result<RunHandle, SubmitError> {
+    cluster.submit(spec(cluster, body, places))
+}
+
+fn spec(cluster: &Cluster, body: &str, places: &[Place]) -> RunSpec {
     let text = format!("apiVersion: dflow/v1\nkind: Workflow\nmetadata: {{name: test}}\n{body}");
     let dir = cluster.scene.path("");
     let workflow = workflow::parse(&text, "test.yaml", &dir).unwrap_or_else(|report| panic!("{report}"));
     let spread = cluster.spread(places);
-    cluster.submit(RunSpec { workflow: Arc::new(workflow), inputs: Vec::new(), start: None, spread })
+    RunSpec { workflow: Arc::new(workflow), inputs: Vec::new(), start: None, spread }
 }
 
 fn run(cluster: &Cluster, body: &str, places: &[Place]) -> String {
@@ -178,6 +182,29 @@ fn steps_lie_where_they_ask_to() {
         error.contains("step first asks for a node labelled gpu") && error.contains("ada, bob, cem"),
         "{error}"
     );
+}
+
+#[test]
+fn a_run_goes_where_there_is_room() {
+    let Some(cluster) = start(3, |_, config| config.cpu_milli = 1000) else { return };
+    // It says that it takes long, and is over soon.
+    let body = "functions:\n  f: {runtime: builtin, handler: synthetic, outputs: {o: json}}\nsteps:\n  \
+                only: {function: f, estimate: 60s, in: {spec: {sleep_ms: 300, out: [{port: o}]}}}\n\
+                outputs:\n  result: {from: steps.only.o}\n";
+    let host = |handle: &RunHandle| {
+        let only = InvocationId { step: 0, item: 0 };
+        handle.watch().nodes().and_then(|nodes| nodes.of(only).map(str::to_owned))
+    };
+    let begin = || submit(&cluster, body, &[]).expect("submitted");
+    let handles = [begin(), begin(), begin()];
+    let hosts: Vec<_> = handles.iter().map(host).collect();
+    assert_eq!(hosts, [None, Some("bob".into()), Some("cem".into())], "the home, then who has nothing to do");
+    let outputs = handles.each_ref().map(|handle| handle.wait(Some(PATIENCE)).expect("it ends"));
+    assert!(outputs.iter().all(Result::is_ok), "{outputs:?}");
+    // Their outputs are held on to, which is no work.
+    let at_bob = cluster.nodes[1].submit(spec(&cluster, body, &[])).expect("submitted");
+    assert_eq!(host(&at_bob), None, "where it was submitted");
+    at_bob.wait(Some(PATIENCE)).expect("it ends").unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::exit::Exit;
 use super::open::open;
 use crate::workflow::{Placement, StepSpec};
-use dflow_core::placement::{Known, NodeFacts, Place, Wish, place};
+use dflow_core::placement::{Known, Load, NodeFacts, Place, Wish, place};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ pub(super) fn run(args: &PlanArgs) -> Exit {
         Ok(workflow) => workflow,
         Err(code) => return code,
     };
-    let nodes = vec![NodeFacts { cpu_milli: args.cpus * 1000 }; args.nodes.into()];
+    let nodes = vec![NodeFacts { cpu_milli: args.cpus * 1000, load: Load::default() }; args.nodes.into()];
     // Which node has which label is not known here.
     let together =
         |step: &StepSpec| if step.placement == Placement::Pack { Wish::Together } else { Wish::Anywhere };
@@ -52,10 +52,9 @@ pub(super) fn run(args: &PlanArgs) -> Exit {
         let ms = |us: &u64| format!("{:.1} ms", *us as f64 / 1000.0);
         text += &format!("{:<32} {node:>6} {:>12} {:>12}\n", step.name, ms(start), ms(end));
     }
-    let end = draft.times_us.iter().map(|(_, end)| *end).max().unwrap_or(0);
     text += &format!(
-        "ends after {:.1} ms by the estimates of the file; {} bytes cross between nodes\n* led there, its items dealt out over all nodes\n",
-        end as f64 / 1000.0,
+        "ends after {:.1} ms by the estimates of the file; {} bytes cross between nodes\n* led there, its items dealt out over several nodes\n",
+        draft.ends_us() as f64 / 1000.0,
         draft.moved_bytes
     );
     match std::io::stdout().lock().write_all(text.as_bytes()) {

@@ -4,8 +4,10 @@
 //! by the home, and every participant is given all of it: whoever needs to know where an object comes from or
 //! goes to computes it, and nobody asks.
 
+mod load;
 mod place;
 
+pub use load::{Load, loads};
 pub use place::{Cost, Draft, Known, NodeFacts, Wish, place};
 
 use crate::graph::StepIndex;

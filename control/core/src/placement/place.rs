@@ -8,13 +8,16 @@
 //!
 //! Times and sizes are as wild as whoever gave them: sums stay at the largest number instead of going past it.
 //!
-//! A foreach step is led where its list lies. Its items are dealt out over all nodes by their cores, unless it is known
-//! how many they are and how long they take, and that moving them would cost more than waiting for the cores of one
-//! node.
+//! Cores that are busy with earlier runs are free when these have taken what they were expected to.
+//!
+//! A foreach step is led where its list lies. Of a known number of items, each is dealt to where it would end first, unless
+//! all of them would end sooner on one node. Items of which nothing is known are dealt out over all nodes by their cores.
 
-use super::{HOME, NodeIndex, Place, Placement};
+use super::{HOME, Load, NodeIndex, Place, Placement};
 use crate::graph::{Graph, GraphError, Source, Step, StepIndex};
-use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
+use alloc::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use alloc::{boxed::Box, vec, vec::Vec};
+use core::cmp::Reverse;
 
 /// What is assumed of a step without an estimate, in microseconds: as much as moving a small object costs a few times
 /// over, so that short chains are not torn apart.
@@ -23,8 +26,10 @@ const UNKNOWN_US: u64 = 1_000;
 const HOP_US: u64 = 200;
 /// Cores of one node that are told apart.
 const CORES_MAX: u32 = 1024;
-/// How much more of a foreach's items one node may be given than another.
+/// How much more of a foreach's items one node may be given than another, if nothing is known of them.
 const SHARE_MAX: u32 = 64;
+/// Items that are dealt each by itself; those beyond follow their pattern.
+const DEALT_MAX: u64 = 1024;
 /// A run is spread only if that ends it before this many hundredths of the time at its home: estimates are rough, and
 /// what crosses takes links and processors from other runs.
 const SPREAD_PERCENT_MAX: u64 = 80;
@@ -34,6 +39,8 @@ const SPREAD_PERCENT_MAX: u64 = 80;
 pub struct NodeFacts {
     /// CPU tokens in thousandths of a core.
     pub cpu_milli: u32,
+    /// What it has to do for earlier runs.
+    pub load: Load,
 }
 
 /// Where a step may lie.
@@ -66,8 +73,15 @@ impl Cost {
         Cost { run_us: step.estimate_us, items: u64::from(step.foreach.is_none()), bytes }
     }
 
+    /// Of all steps of a graph: what is known, and what their file hints at.
+    pub(super) fn completed(graph: &Graph, known: &[Cost]) -> Vec<Cost> {
+        let mut costs: Vec<Cost> = known.iter().take(graph.steps.len()).cloned().collect();
+        costs.extend(graph.steps[costs.len()..].iter().map(Cost::hinted));
+        costs
+    }
+
     /// How long `cores` take for so many of its invocations.
-    fn busy_us(&self, items: u64, cores: usize) -> u64 {
+    pub(super) fn busy_us(&self, items: u64, cores: usize) -> u64 {
         let run_us = if self.run_us == 0 { UNKNOWN_US } else { self.run_us };
         run_us.saturating_mul(items.div_ceil(cores.max(1) as u64))
     }
@@ -91,14 +105,16 @@ pub struct Draft {
     pub placement: Placement,
     /// When each step would start and end, in microseconds from the run's start.
     pub times_us: Vec<(u64, u64)>,
+    /// When the last output of the run would be at its home.
+    pub delivered_us: u64,
     /// Bytes that cross between nodes.
     pub moved_bytes: u64,
 }
 
 impl Draft {
-    /// When the last step would end.
+    /// When the last step would have ended and the last output come home.
     pub fn ends_us(&self) -> u64 {
-        self.times_us.iter().map(|(_, end)| *end).max().unwrap_or(0)
+        self.times_us.iter().map(|(_, end)| *end).max().unwrap_or(0).max(self.delivered_us)
     }
 }
 
@@ -113,8 +129,7 @@ pub fn place(
     bandwidth: u64,
     known: Known<'_>,
 ) -> Result<Draft, GraphError> {
-    let mut costs: Vec<Cost> = known.costs.iter().take(graph.steps.len()).cloned().collect();
-    costs.extend(graph.steps[costs.len()..].iter().map(Cost::hinted));
+    let costs = Cost::completed(graph, known.costs);
     let rank = graph.longest_ways(|step| {
         let cost = &costs[step as usize];
         cost.run_us.max(1).saturating_add(total(&cost.bytes).checked_div(bandwidth).unwrap_or(0))
@@ -122,13 +137,14 @@ pub fn place(
     let mut order = graph.topological()?;
     // A step's rank is larger than that of any step behind it, but for switches, which cost nothing: the sort is
     // stable, so that these stay where they are.
-    order.sort_by_key(|&step| core::cmp::Reverse(rank[step as usize]));
+    order.sort_by_key(|&step| Reverse(rank[step as usize]));
     let over = |nodes: &[NodeFacts]| {
         let mut planner = Planner::new(graph, &costs, known.inputs, nodes, bandwidth);
         let turns = turns(nodes);
         for step in &order {
             planner.step(*step, known.wishes.get(*step as usize).unwrap_or(&Wish::Anywhere), &turns);
         }
+        planner.deliver();
         planner.draft
     };
     let spread = over(nodes);
@@ -136,7 +152,7 @@ pub fn place(
     if nodes.len() < 2 || known.wishes.iter().any(elsewhere) {
         return Ok(spread);
     }
-    // Each step went where it ends first, without a look at what it costs to bring its outputs back.
+    // Each step went where it ends first, without a look at what it costs to bring its outputs to where they are read.
     let mut home = over(&nodes[..1]);
     home.placement.nodes = spread.placement.nodes;
     let known_all = costs.iter().all(|cost| cost.items > 0);
@@ -155,6 +171,17 @@ struct Link {
 
 /// An output of a step, or an input of the run (without a step).
 type Thing = (Option<StepIndex>, u16);
+
+/// When each core of a node is free, the first on top.
+type Cores = BinaryHeap<Reverse<u64>>;
+
+/// Has the core that is free first do something that takes so long and may begin at `ready`; when it has.
+fn take_core(cores: &mut Cores, ready: u64, us: u64) -> u64 {
+    let Some(mut core) = cores.peek_mut() else { return ready };
+    let end = core.0.max(ready).saturating_add(us);
+    *core = Reverse(end);
+    end
+}
 
 struct Planner<'a> {
     graph: &'a Graph,
@@ -177,7 +204,12 @@ impl<'a> Planner<'a> {
         nodes: &[NodeFacts],
         bandwidth: u64,
     ) -> Self {
-        let cores = |node: &NodeFacts| vec![0; (node.cpu_milli / 1000).clamp(1, CORES_MAX) as usize];
+        let cores = |node: &NodeFacts| {
+            let mut free = vec![0; (node.cpu_milli / 1000).clamp(1, CORES_MAX) as usize];
+            let (busy, until_us) = node.load.busy(free.len());
+            free[..busy].fill(until_us);
+            free
+        };
         let mut cores: Vec<Vec<u64>> = nodes.iter().map(cores).collect();
         cores.resize(nodes.len().max(1), vec![0]);
         let placement =
@@ -189,7 +221,12 @@ impl<'a> Planner<'a> {
             bandwidth,
             links: vec![Link::default(); cores.len()],
             copies: BTreeMap::new(),
-            draft: Draft { placement, times_us: vec![(0, 0); graph.steps.len()], moved_bytes: 0 },
+            draft: Draft {
+                placement,
+                times_us: vec![(0, 0); graph.steps.len()],
+                delivered_us: 0,
+                moved_bytes: 0,
+            },
             cores,
         }
     }
@@ -208,10 +245,12 @@ impl<'a> Planner<'a> {
             })
             .collect();
         let Some((end, _, lead)) = together.into_iter().min() else { return };
-        let hosts: Box<[NodeIndex]> = turns.iter().copied().filter(|host| may(*host)).collect();
-        let dealt = each && self.cores.len() > 1 && *wish != Wish::Together && !hosts.is_empty();
-        let dealt =
-            dealt && (self.costs[step as usize].items == 0 || self.deal(step, lead, &hosts, false) < end);
+        let mut hosts: Box<[NodeIndex]> = turns.iter().copied().filter(|host| may(*host)).collect();
+        let mut dealt = each && self.cores.len() > 1 && *wish != Wish::Together && !hosts.is_empty();
+        if dealt && self.costs[step as usize].items > 0 {
+            hosts = self.deal_each(step, lead, &hosts);
+            dealt = self.deal(step, lead, &hosts, false) < end;
+        }
         let (ready, moved) = self.arrive(step, lead, true);
         self.draft.moved_bytes = self.draft.moved_bytes.saturating_add(moved);
         if dealt {
@@ -247,21 +286,67 @@ impl<'a> Planner<'a> {
             return (ready, ready);
         };
         let start = ready.max(free);
-        let end = start.saturating_add(cost.busy_us(items, cores.len()));
-        if for_good && items == 1 {
-            cores[core] = end;
-        } else if for_good {
-            cores.iter_mut().for_each(|at| *at = end.max(*at));
+        if items == 1 || items > DEALT_MAX {
+            let end = start.saturating_add(cost.busy_us(items, cores.len()));
+            if for_good && items == 1 {
+                cores[core] = end;
+            } else if for_good {
+                cores.iter_mut().for_each(|at| *at = end.max(*at));
+            }
+            return (start, end);
         }
-        (start, end)
+        let mut heap = Cores::from_iter(cores.iter().copied().map(Reverse));
+        let mut last = start;
+        for _ in 0..items {
+            last = last.max(take_core(&mut heap, ready, cost.busy_us(1, 1)));
+        }
+        if for_good {
+            *cores = heap.into_iter().map(|Reverse(at)| at).collect();
+        }
+        (start, last)
+    }
+
+    /// Who executes each of a foreach's items, as they are known: whoever of `among` would end it first, which is worked on
+    /// as it arrives.
+    fn deal_each(&mut self, step: StepIndex, lead: NodeIndex, among: &[NodeIndex]) -> Box<[NodeIndex]> {
+        let (ready, _) = self.arrive(step, lead, false);
+        let items = self.items(step);
+        let item_us = self.costs[step as usize].busy_us(1, 1);
+        let carry_us = self.carry_us(self.list_bytes(step) / items);
+        let among: BTreeSet<NodeIndex> = among.iter().copied().collect();
+        // Of each node: when its cores are free, the first of them first.
+        let cores = |node: NodeIndex| self.cores[usize::from(node)].iter().copied().map(Reverse);
+        let mut free: BTreeMap<NodeIndex, Cores> =
+            among.into_iter().map(|node| (node, cores(node).collect())).collect();
+        let mut dealt: BTreeMap<NodeIndex, u64> = BTreeMap::new();
+        // When the next item is there, if it is moved.
+        let mut there = ready.saturating_add(HOP_US).saturating_add(carry_us);
+        let mut hosts = Vec::new();
+        for _ in 0..items.min(DEALT_MAX) {
+            let arrives = |node: NodeIndex| if node == lead { ready } else { there };
+            let starts = |(node, free): (&NodeIndex, &Cores)| {
+                let start = free.peek().map_or(0, |Reverse(at)| *at).max(arrives(*node));
+                // Of those that are as good, the one with the fewest.
+                (start, dealt.get(node).copied().unwrap_or(0), *node)
+            };
+            let Some((_, _, node)) = free.iter().map(starts).min() else { break };
+            if let Some(cores) = free.get_mut(&node) {
+                take_core(cores, arrives(node), item_us);
+            }
+            if node != lead {
+                there = there.saturating_add(carry_us);
+            }
+            *dealt.entry(node).or_insert(0) += 1;
+            hosts.push(node);
+        }
+        hosts.truncate(period(&hosts));
+        hosts.into()
     }
 
     /// When a foreach's items would have ended, dealt out over `hosts`, and what they put gathered on one node.
     fn deal(&mut self, step: StepIndex, lead: NodeIndex, hosts: &[NodeIndex], for_good: bool) -> u64 {
         let (ready, _) = self.arrive(step, lead, false);
-        let own = &self.graph.steps[step as usize];
-        let list_bytes =
-            own.foreach.as_ref().and_then(|each| thing(&each.over)).map_or(0, |of| self.bytes(of));
+        let list_bytes = self.list_bytes(step);
         let put_bytes = total(&self.costs[step as usize].bytes);
         let parts = hosts.len() as u64;
         let part = |node: NodeIndex| hosts.iter().filter(|host| **host == node).count() as u64;
@@ -292,6 +377,12 @@ impl<'a> Planner<'a> {
         if for_good { end } else { end.saturating_add(back_us) }
     }
 
+    /// Of what a foreach iterates.
+    fn list_bytes(&self, step: StepIndex) -> u64 {
+        let over = self.graph.steps[step as usize].foreach.as_ref().and_then(|each| thing(&each.over));
+        over.map_or(0, |of| self.bytes(of))
+    }
+
     fn carry_us(&self, bytes: u64) -> u64 {
         bytes.checked_div(self.bandwidth).unwrap_or(0)
     }
@@ -304,9 +395,24 @@ impl<'a> Planner<'a> {
     /// When all that `step` reads could be on `node`, and how many bytes would have to be moved there.
     fn arrive(&mut self, step: StepIndex, node: NodeIndex, for_good: bool) -> (u64, u64) {
         let own = &self.graph.steps[step as usize];
-        let mut ready = own.after.iter().map(|of| self.draft.times_us[*of as usize].1).max().unwrap_or(0);
+        let after = own.after.iter().map(|of| self.draft.times_us[*of as usize].1).max().unwrap_or(0);
         let mut things: Vec<Thing> = Vec::new();
         own.sources(|source| things.extend(thing(source)));
+        let (ready, moved) = self.bring(things, node, for_good);
+        (ready.max(after), moved)
+    }
+
+    /// The outputs of the run come home.
+    fn deliver(&mut self) {
+        let things = self.graph.outputs.iter().filter_map(|output| thing(&output.source)).collect();
+        let (there, moved) = self.bring(things, HOME, true);
+        self.draft.delivered_us = there;
+        self.draft.moved_bytes = self.draft.moved_bytes.saturating_add(moved);
+    }
+
+    /// When all these could be on `node`, and how many bytes would have to be moved there.
+    fn bring(&mut self, mut things: Vec<Thing>, node: NodeIndex, for_good: bool) -> (u64, u64) {
+        let mut ready = 0;
         things.sort_unstable();
         things.dedup();
         // When it is there to be sent, by whom, how much, and what.
@@ -364,6 +470,12 @@ impl<'a> Planner<'a> {
 /// A sum that stays at the most there is.
 fn total(bytes: &[u64]) -> u64 {
     bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+}
+
+/// Length of the shortest beginning that goes on as the whole does when it is repeated.
+fn period(hosts: &[NodeIndex]) -> usize {
+    let repeats = |length: &usize| hosts.iter().zip(&hosts[*length..]).all(|(one, other)| one == other);
+    (1..hosts.len()).find(repeats).unwrap_or(hosts.len())
 }
 
 /// What a reference is to, if not to what lies everywhere.

@@ -95,7 +95,9 @@ impl Engine {
             }
             watch.record(Record { at, invocation, attempt, what: What::Ended { ok, times: state.times } });
         }
-        if !ok {
+        if ok {
+            self.work_off(run, state.times.total_us.saturating_sub(state.times.wait_us));
+        } else {
             self.stop_growing(Owner { run, invocation, attempt });
         }
         self.retired.push((Owner { run, invocation, attempt }, ok, state));
@@ -147,6 +149,7 @@ impl Engine {
 
     fn end_run(&mut self, run: RunId, result: Result<(), RunError>) {
         let now = self.now();
+        self.drop_load(run);
         if let Some(state) = self.runs.get(&run) {
             state.watch.end(now);
             match state.shared.as_ref().map(|shared| shared.is_home()) {

@@ -26,6 +26,7 @@ use super::watchdog::Watchdog;
 use super::{Done, NodeStats};
 use crate::workflow::Workflow;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
+use dflow_core::placement::Load;
 use dflow_core::scheduler::{Capacity, Effect, Event, Outcome, Scheduler};
 use dflow_dataplane::LocalStore;
 use dflow_proto::ids::Extent;
@@ -134,6 +135,8 @@ struct RunState {
     outputs: Vec<Lease>,
     /// Its other nodes; `None` if it lies here alone.
     shared: Option<Box<Shared>>,
+    /// What is left of it to be done here, as far as is known.
+    load: Load,
 }
 
 /// One attempt between its start and its end.

@@ -11,7 +11,7 @@ use crate::node::stage::Staged;
 use crate::node::view::Watch;
 use crate::workflow::Workflow;
 use dflow_core::graph::{Source, StartPolicy, StepKind};
-use dflow_core::placement::Part;
+use dflow_core::placement::{Load, Part};
 use dflow_core::scheduler::{Event, Resolved, RunError};
 use dflow_proto::store::{Leased, Owner};
 use dflow_proto::{ObjectKey, RunId};
@@ -34,6 +34,7 @@ impl Engine {
         Staged { run, inputs }: Staged,
         done: Done,
         shared: Option<Box<Shared>>,
+        load: Load,
     ) -> Watch {
         for (index, extent) in inputs.into_iter().enumerate() {
             let key = ObjectKey::input(run, index as u16);
@@ -43,7 +44,9 @@ impl Engine {
             }
         }
         let journal = self.config.journal;
-        self.enter(run, workflow, start, Some(done), shared, journal)
+        let watch = self.enter(run, workflow, start, Some(done), shared, journal);
+        self.take_on(run, load);
+        watch
     }
 
     /// Begins this node's part of a run that was submitted to another.
@@ -53,9 +56,11 @@ impl Engine {
         workflow: Arc<Workflow>,
         start: Option<StartPolicy>,
         shared: Box<Shared>,
+        load: Load,
     ) {
         // What happens here is known at the home by the journal alone.
         self.enter(run, workflow, start, None, Some(shared), true);
+        self.take_on(run, load);
         self.expect_tidings();
     }
 
@@ -90,6 +95,7 @@ impl Engine {
             done,
             outputs: Vec::new(),
             shared,
+            load: Load::default(),
         };
         self.runs.insert(run, state);
         self.events.push_back(Event::Submit { run, graph, start, part });
@@ -210,6 +216,7 @@ impl Engine {
         if self.runs.get(&run).is_some_and(|state| state.shared.is_some()) {
             self.forget_shared(run);
         }
+        self.drop_load(run);
         if let Some(state) = self.runs.remove(&run) {
             for lease in state.outputs {
                 self.store.unlease(lease);

@@ -2,7 +2,7 @@
 
 use crate::node::view::{Failed, Record};
 use dflow_core::graph::StartPolicy;
-use dflow_core::placement::{NodeIndex, Placement};
+use dflow_core::placement::{Load, NodeIndex, Placement};
 use dflow_core::scheduler::Word;
 use dflow_proto::RunId;
 use dflow_proto::wire::NodeId;
@@ -70,6 +70,8 @@ pub(crate) enum Message {
         /// What became of steps that the sender leads.
         fates: Vec<Fate>,
     },
+    /// What the sender has to do for all runs.
+    Busy(Load),
 }
 
 /// What a node has to offer.
@@ -96,6 +98,8 @@ pub(crate) struct Join {
     pub(crate) me: NodeIndex,
     /// Where each step lies.
     pub(crate) placement: Placement,
+    /// What that is expected to give the receiver to do.
+    pub(crate) load: Load,
     /// The workflow's digest; and what it is of, unless the receiver has read it before.
     pub(crate) digest: [u8; 32],
     pub(crate) reading: Option<Reading>,

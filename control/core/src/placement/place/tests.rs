@@ -2,7 +2,8 @@ use super::*;
 use crate::graph::*;
 use alloc::{format, string::String};
 
-const TWO: [NodeFacts; 2] = [NodeFacts { cpu_milli: 1000 }, NodeFacts { cpu_milli: 1000 }];
+const ONE: NodeFacts = NodeFacts { cpu_milli: 1000, load: Load { work_us: 0, width_milli: 0 } };
+const TWO: [NodeFacts; 2] = [ONE; 2];
 
 fn step(name: usize, reads: &[u32], estimate_us: u64, hint_bytes: u64) -> Step {
     let input = |&of: &u32| InputPort {
@@ -87,7 +88,8 @@ fn large_data_keeps_branches_together() {
 
 #[test]
 fn larger_nodes_get_more_turns() {
-    let nodes = |cpus: &[u32]| cpus.iter().map(|&cpu_milli| NodeFacts { cpu_milli }).collect::<Vec<_>>();
+    let nodes =
+        |cpus: &[u32]| cpus.iter().map(|&cpu_milli| NodeFacts { cpu_milli, ..ONE }).collect::<Vec<_>>();
     assert_eq!(*turns(&nodes(&[2000, 4000, 1000])), [0, 1, 2, 0, 1, 1, 1]);
     assert_eq!(*turns(&nodes(&[0, 0])), [0, 1]);
 }
@@ -177,4 +179,70 @@ fn items_are_dealt_out_where_that_pays() {
     assert_eq!(hosts(20_000, 8_000), 2, "80 ms saved, nothing to move");
     assert_eq!(hosts(20_000, 80_000_000), 1, "80 ms saved, 800 ms of moving");
     assert_eq!(hosts(10, 8), 1, "40 us saved, a hand-over of 200");
+}
+
+#[test]
+fn items_are_dealt_to_who_is_free_first() {
+    let wide = wide();
+    let hosts = |nodes: &[NodeFacts], items, list_bytes| {
+        let costs = [
+            Cost { run_us: 1_000, items: 1, bytes: Box::new([list_bytes]) },
+            Cost { run_us: 20_000, items, bytes: Box::new([8]) },
+        ];
+        let known = Known { costs: &costs, ..Known::default() };
+        place(&wide, nodes, 50, known).unwrap().placement.steps[1].hosts().to_vec()
+    };
+    assert_eq!(hosts(&TWO, 8, 8), [0, 1], "in turns, and the pattern is told once");
+    let larger = [ONE, NodeFacts { cpu_milli: 3000, ..ONE }];
+    assert_eq!(hosts(&larger, 8, 8), [1, 1, 1, 0], "led by the larger");
+    // Busy for as long as two items take, with its one core.
+    let busy = NodeFacts { load: Load { work_us: 40_000, width_milli: 5_000 }, ..ONE };
+    let dealt = hosts(&[ONE, busy], 8, 8);
+    assert_eq!(dealt.iter().filter(|node| **node == 1).count(), 3, "{dealt:?}");
+    // Each item takes as long on the link as on a core: while one moves, one is done at home.
+    let dealt = hosts(&[ONE; 3], 6, 6_000_000);
+    assert!(dealt.iter().filter(|node| **node == 0).count() >= 3, "{dealt:?}");
+}
+
+#[test]
+fn a_run_goes_where_there_is_room() {
+    let cost = |run_us, bytes| Cost { run_us, items: 1, bytes: Box::new([bytes]) };
+    let chain = graph(&[(&[], 0, 0), (&[0], 0, 0)]);
+    let costs = [cost(10_000, 1_000), cost(10_000, 1_000)];
+    let known = Known { costs: &costs, ..Known::default() };
+    let over = |home: Load, other: Load| {
+        let nodes = [NodeFacts { load: home, ..ONE }, NodeFacts { load: other, ..ONE }];
+        leads(&place(&chain, &nodes, 50, known).unwrap())
+    };
+    let load = |work_us| Load { work_us, width_milli: 1000 };
+    assert_eq!(over(load(0), load(0)), [0, 0]);
+    assert_eq!(over(load(30_000), load(0)), [1, 1]);
+    assert_eq!(over(load(30_000), load(30_000)), [0, 0]);
+    assert_eq!(over(load(2_000), load(0)), [0, 0], "the wait is shorter than what spreading must gain");
+}
+
+#[test]
+fn loads_tell_who_was_given_how_much() {
+    let cost = |run_us, items| Cost { run_us, items, bytes: Box::new([0]) };
+    let wide = wide();
+    let hosts = Box::new([0, 1, 1]);
+    let steps = vec![Place::On(0), Place::Spread { lead: 0, hosts }];
+    let placement = Placement { nodes: 2, steps };
+    let loads = super::super::loads(&wide, &[cost(1_000, 1), cost(3_000, 6)], &placement);
+    // The longest way is 4 ms; of 18 ms of items a third stays.
+    assert_eq!(loads[0], Load { work_us: 7_000, width_milli: 1_750 });
+    assert_eq!(loads[1], Load { work_us: 12_000, width_milli: 3_000 });
+}
+
+#[test]
+fn what_a_run_hands_back_has_to_come_home() {
+    let mut one = graph(&[(&[], 0, 0)]);
+    let costs = [Cost { run_us: 100_000, items: 1, bytes: Box::new([4_000_000]) }];
+    let known = Known { costs: &costs, ..Known::default() };
+    let busy = NodeFacts { load: Load { work_us: 60_000, width_milli: 1000 }, ..ONE };
+    assert_eq!(leads(&place(&one, &[busy, ONE], 50, known).unwrap()), [1], "100 ms instead of 160");
+    let source = Source::Output { step: 0, port: 0 };
+    one.outputs.push(RunOutput { name: String::from("o"), source });
+    let draft = place(&one, &[busy, ONE], 50, known).unwrap();
+    assert_eq!((leads(&draft), draft.ends_us()), (vec![0], 160_000), "the output is on its link for 80 ms");
 }

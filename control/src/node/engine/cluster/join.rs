@@ -23,7 +23,7 @@ use crate::node::view::Watch;
 use crate::workflow::{self, Placement as Prefer, PythonModule, Runtime, StepSpec, TemplatePart, Workflow};
 use crossbeam::channel::Sender;
 use dflow_core::graph::{StartPolicy, StepKind};
-use dflow_core::placement::{HOME, Known, NodeFacts, NodeIndex, Placement, Wish, place};
+use dflow_core::placement::{HOME, Known, Load, NodeFacts, NodeIndex, Placement, Wish, loads, place};
 use dflow_core::scheduler::Word;
 use dflow_dataplane::transport::NodeId;
 use dflow_proto::ids::ObjectKey;
@@ -54,8 +54,18 @@ pub(super) struct Joining {
     submission: Submission,
     nodes: Vec<NodeId>,
     placement: Arc<Placement>,
+    loads: Vec<Load>,
     missing: BTreeSet<NodeIndex>,
     pub(super) deadline: Tick,
+}
+
+/// Where a run is to lie.
+struct Spreading {
+    /// By their number in the run; the home is the first.
+    nodes: Vec<NodeId>,
+    placement: Placement,
+    /// What each is given to do.
+    loads: Vec<Load>,
 }
 
 /// At a participant: joined and not begun.
@@ -90,6 +100,7 @@ impl Joining {
             nodes: self.nodes.clone(),
             me,
             placement: (*self.placement).clone(),
+            load: self.loads[usize::from(me)],
             digest: workflow.digest,
             reading: with_text.then(reading),
             start: self.submission.start,
@@ -118,17 +129,26 @@ impl Invited {
 impl Engine {
     /// Begins a run here alone, or asks others to take part.
     pub(in super::super) fn submit_over(&mut self, submission: Submission) {
+        if self.cluster.is_none() && matches!(submission.spread, Spread::Auto | Spread::Home) {
+            return self.begin_here(submission, None, Load::default());
+        }
         let run = submission.staged.run;
         let inputs: Vec<u64> = submission.staged.inputs.iter().map(|extent| extent.bytes).collect();
         match self.spread_over(&submission.workflow, &submission.spread, &inputs) {
             Err(why) => self.cannot_spread(submission, SubmitError::Spread { why }),
-            Ok(None) => self.begin_here(submission, None),
-            Ok(Some((nodes, placement))) => {
-                let deadline = self.now().after_ms(JOIN_MS_MAX);
-                let placement = Arc::new(placement);
+            Ok(Spreading { nodes, loads, .. }) if nodes.len() == 1 => {
+                self.begin_here(submission, None, loads[usize::from(HOME)]);
+            }
+            Ok(Spreading { nodes, placement, loads }) => {
+                let now = self.now();
                 let Some(cluster) = &mut self.cluster else { return };
+                for (node, load) in nodes.iter().zip(&loads).skip(1) {
+                    // It will tell so itself, and the next run may be submitted before.
+                    cluster.add_load(*node, *load, now);
+                }
                 let missing = (1..nodes.len() as NodeIndex).collect();
-                let joining = Joining { submission, nodes, placement, missing, deadline };
+                let (placement, deadline) = (Arc::new(placement), now.after_ms(JOIN_MS_MAX));
+                let joining = Joining { submission, nodes, placement, loads, missing, deadline };
                 for (index, node) in joining.nodes.iter().enumerate().skip(1) {
                     let has = cluster.peers.get(node).is_some_and(|peer| peer.has_read(&joining.digest()));
                     cluster
@@ -139,9 +159,9 @@ impl Engine {
         }
     }
 
-    fn begin_here(&mut self, submission: Submission, shared: Option<Box<Shared>>) {
+    fn begin_here(&mut self, submission: Submission, shared: Option<Box<Shared>>, load: Load) {
         let Submission { workflow, start, staged, done, reply, .. } = submission;
-        let watch = self.submit(workflow, start, staged, done, shared);
+        let watch = self.submit(workflow, start, staged, done, shared, load);
         let _ = reply.send(Ok(watch));
     }
 
@@ -150,21 +170,18 @@ impl Engine {
         let _ = submission.reply.send(Err(error));
     }
 
-    /// The nodes of a run and what each does; `None` if all of it is to be done here.
+    /// The nodes of a run and what each does.
     fn spread_over(
         &mut self,
         workflow: &Workflow,
         spread: &Spread,
         inputs: &[u64],
-    ) -> Result<Option<(Vec<NodeId>, Placement)>, String> {
-        let own = self.facts();
-        let Some(cluster) = &mut self.cluster else {
-            return match spread {
-                Spread::Auto | Spread::Home => Ok(None),
-                _ => Err("this node belongs to no cluster; start it as one node of several".into()),
-            };
-        };
+    ) -> Result<Spreading, String> {
+        let (own, now) = (self.facts(), self.now());
         let steps = workflow.graph.steps.len();
+        let Some(cluster) = &mut self.cluster else {
+            return Err("this node belongs to no cluster; start it as one node of several".into());
+        };
         let here = (cluster.config.node, own);
         let named = |name: &String| {
             if *name == cluster.config.name {
@@ -181,7 +198,7 @@ impl Engine {
             Ok((*node, facts.ok_or_else(|| format!("node {name} is not connected"))?))
         };
         let (nodes, placement): (Vec<NodeId>, Placement) = match spread {
-            Spread::Home => return Ok(None),
+            Spread::Home => (vec![here.0], Placement::alone(steps)),
             Spread::Given { nodes, placement } => {
                 let found: Result<Vec<_>, String> = nodes.iter().map(named).collect();
                 let nodes: Vec<NodeId> = found?.into_iter().map(|(node, _)| node).collect();
@@ -216,8 +233,11 @@ impl Engine {
                             .filter_map(|(node, peer)| Some((*node, peer.facts.clone()?))),
                     ),
                 }
-                let facts: Vec<NodeFacts> =
-                    nodes.iter().map(|(_, facts)| NodeFacts { cpu_milli: facts.cpu_milli }).collect();
+                let facts = |(node, facts): &(NodeId, Facts)| {
+                    let cpu_milli = facts.cpu_milli;
+                    NodeFacts { cpu_milli, load: cluster.load_of(*node, cpu_milli, now) }
+                };
+                let facts: Vec<NodeFacts> = nodes.iter().map(facts).collect();
                 let wishes = wishes(workflow, &nodes, |node| cluster.name(node))?;
                 let costs = cluster.experience.of(workflow);
                 let known = Known { costs, inputs, wishes: &wishes };
@@ -228,7 +248,8 @@ impl Engine {
             }
         };
         let (nodes, placement) = only_used(nodes, placement);
-        Ok((nodes.len() > 1).then_some((nodes, placement)))
+        let loads = loads(&workflow.graph, cluster.experience.of(workflow), &placement);
+        Ok(Spreading { nodes, placement, loads })
     }
 
     /// Another node wants this one to take part.
@@ -316,10 +337,10 @@ impl Engine {
             }
         }
         if joining.missing.is_empty()
-            && let Some(Joining { submission, nodes, placement, .. }) = cluster.joining.remove(&run)
+            && let Some(Joining { submission, nodes, placement, loads, .. }) = cluster.joining.remove(&run)
         {
             let shared = Shared::new(nodes, HOME, placement, self.now());
-            self.begin_here(submission, Some(shared));
+            self.begin_here(submission, Some(shared), loads[usize::from(HOME)]);
         }
     }
 
@@ -411,7 +432,7 @@ impl Engine {
         }
         let Some(Invited { workflow, join, words, .. }) = cluster.invited.remove(&run) else { return };
         let shared = Shared::new(join.nodes, join.me, Arc::new(join.placement), now);
-        self.take_part(run, workflow, join.start, shared);
+        self.take_part(run, workflow, join.start, shared, join.load);
         // The scheduler must know the run before it is asked what is read of it.
         self.settle();
         words.into_iter().for_each(|(from, word)| self.hear(run, from, word));

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `experience` | what runs have cost, for placing the next |
 //! | `recent` | what is remembered of the workflows used last |
+//! | `load` | how busy the nodes are, for the same |
 //! | `join` | which nodes a run is spread over; how it begins on all of them |
 //! | `words` | what schedulers tell each other, held back until the bytes are here |
 //! | `publish` | what others fetch from here |
@@ -17,6 +18,7 @@
 mod arrive;
 mod experience;
 mod join;
+mod load;
 mod publish;
 mod recent;
 mod tidings;
@@ -31,7 +33,7 @@ use crate::node::net::{Command, Facts, Message, Net, NetEvent, Returned, Returns
 use crate::node::view::{Heard, Nodes, PeerView, Transfer};
 use crate::workflow::Workflow;
 use crossbeam::channel::Sender;
-use dflow_core::placement::{HOME, NodeIndex, Part, Place, Placement};
+use dflow_core::placement::{HOME, Load, NodeIndex, Part, Place, Placement};
 use dflow_core::scheduler::{Event, Word};
 use dflow_dataplane::transfer::Moved;
 use dflow_dataplane::transport::{NodeId, OpenError};
@@ -57,6 +59,7 @@ pub(super) struct Cluster {
     returns: Arc<Returns>,
     peers: BTreeMap<NodeId, Peer>,
     experience: experience::Experience,
+    own: load::Own,
     /// Workflows that others have given this node to read: who runs one twice need not send its text twice.
     library: recent::Recent<Arc<Workflow>>,
     /// Runs submitted here that wait for nodes to join.
@@ -92,13 +95,15 @@ struct Peer {
     up: bool,
     /// What it has, once it has said so.
     facts: Option<Facts>,
+    /// How busy it is.
+    load: load::Told,
     /// Digests of workflows that it has read, as far as is known. It may have forgotten them, and says so then.
     read: BTreeSet<[u8; 32]>,
 }
 
 impl Peer {
     fn new(name: String) -> Peer {
-        Peer { name, up: false, facts: None, read: BTreeSet::new() }
+        Peer { name, up: false, facts: None, load: load::Told::default(), read: BTreeSet::new() }
     }
 
     fn has_read(&self, digest: &[u8; 32]) -> bool {
@@ -197,6 +202,7 @@ impl Cluster {
             returns: Returns::new(doorbell),
             peers: BTreeMap::new(),
             experience: experience::Experience::default(),
+            own: load::Own::default(),
             library: recent::Recent::default(),
             joining: BTreeMap::new(),
             invited: BTreeMap::new(),
@@ -271,7 +277,7 @@ impl Cluster {
     pub(super) fn deadline(&self) -> Option<Tick> {
         let grow = (!self.growing.is_empty()).then_some(self.grow_at);
         let joins = self.joining.values().map(|joining| joining.deadline);
-        joins.chain(grow).chain(self.tidings_due()).chain(self.words_at).min()
+        joins.chain(grow).chain(self.tidings_due()).chain(self.words_at).chain(self.own.tell_at).min()
     }
 
     fn tidings_due(&self) -> Option<Tick> {
@@ -362,6 +368,9 @@ impl Engine {
                 let Some(cluster) = &mut self.cluster else { return };
                 cluster.peers.entry(node).or_insert_with(|| Peer::new(String::new())).up = true;
                 cluster.say(node, &hello);
+                if cluster.own.load != Load::default() {
+                    cluster.say(node, &Message::Busy(cluster.own.load));
+                }
             }
             Moved::Down { node, .. } => {
                 if let Some(peer) = self.cluster.as_mut().and_then(|c| c.peers.get_mut(&node)) {
@@ -390,7 +399,7 @@ impl Engine {
     fn message(&mut self, from: NodeId, message: Message) {
         if let Some(cluster) = &mut self.cluster {
             match message {
-                Message::Hello(_) => {}
+                Message::Hello(_) | Message::Busy(_) => {}
                 Message::Happened { .. } => cluster.heard.tidings += 1,
                 _ => cluster.heard.words += 1,
             }
@@ -401,6 +410,7 @@ impl Engine {
                     peer.facts = Some(facts);
                 }
             }
+            Message::Busy(load) => self.heard_load(from, load),
             Message::Join(join) => self.asked_to_join(from, *join),
             Message::Joined { run } => self.joined(from, run),
             Message::Unread { run } => self.unread_by(from, run),
@@ -420,6 +430,7 @@ impl Engine {
         let Some(cluster) = &mut self.cluster else { return };
         if let Some(peer) = cluster.peers.get_mut(&node) {
             peer.facts = None;
+            peer.load = load::Told::default();
             peer.read.clear();
         }
         let name = cluster.name(node);

@@ -51,6 +51,8 @@ impl Engine {
             if out.values().flatten().any(over) {
                 // The home may hand the run's records over as soon as it has heard of its end.
                 self.tell_home(run);
+                // It may stay for long yet, until the home's outputs are let go of.
+                self.drop_load(run);
             }
             let Some(cluster) = &mut self.cluster else { break };
             for (to, words) in out {
@@ -62,6 +64,7 @@ impl Engine {
                 }
             }
         }
+        self.tell_load();
         if let Some(cluster) = &mut self.cluster {
             let leave_at = cluster.words_at.filter(|_| !due).unwrap_or(now.after_us(STARTED_US_MAX));
             cluster.words_at = (!waiting.is_empty()).then_some(leave_at);
