@@ -69,8 +69,11 @@ pub(super) async fn deploy(
                 body.read_to_end(&mut text).map_err(broken)?;
                 bundle::wrap(&text, &mut spool).map_err(broken)?;
             } else {
-                io::copy(body, &mut spool)
-                    .map_err(|e| RegistryError::Storage { path: "bundles".into(), why: e.to_string() })?;
+                let copied = io::copy(body, &mut spool);
+                copied.map_err(|e| RegistryError::Storage {
+                    path: spool.path().to_owned(),
+                    why: e.to_string(),
+                })?;
             }
             Ok(registry.deploy(spool, bytes_max, query.replace)?)
         })

@@ -58,7 +58,7 @@ pub enum RegistryError {
         path: PathBuf,
     },
     /// It cannot be read or written.
-    #[error("cannot use {}: {why}", path.display())]
+    #[error("cannot use {}: {why}; the node's `state` directory must be writable and have room", path.display())]
     Storage {
         /// The file or folder.
         path: PathBuf,

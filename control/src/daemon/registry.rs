@@ -319,6 +319,11 @@ impl Drop for Sweep {
 }
 
 impl Spool {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes that have come so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
