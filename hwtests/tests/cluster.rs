@@ -2,7 +2,9 @@
 
 #![allow(clippy::print_stdout, missing_docs)]
 
-use dflow_control::node::{NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec, Spread, SubmitError};
+use dflow_control::node::{
+    Given, NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec, Spread, SubmitError,
+};
 use dflow_control::workflow;
 use dflow_core::placement::Place;
 use dflow_hwtests::cluster::{Cluster, PATIENCE};
@@ -218,6 +220,29 @@ fn a_consumer_reads_while_its_producer_elsewhere_writes() {
     );
     let result = run(&cluster, &body, &on(&[1, 0]));
     assert!(result.contains("100004") && result.contains("seen"), "{result}");
+}
+
+#[test]
+fn what_comes_before_a_node_has_begun_is_kept() {
+    let Some(cluster) = start(3, |_, _| {}) else { return };
+    // It begins when its input is there, which takes long enough for the other to have put, and to be rid of, what it reads.
+    cluster.scene.write("long", &"x".repeat(200 << 20));
+    for bytes in [10, 100_000] {
+        let body = format!(
+            "inputs:\n  long: {{type: bytes}}\nfunctions:\n  \
+             f: {{runtime: builtin, handler: synthetic, outputs: {{o: bytes}}}}\nsteps:\n  \
+             quick: {{function: f, in: {{spec: {{out: [{{port: o, bytes: {bytes}}}]}}}}}}\n  \
+             late: {{function: f, in: {{spec: {{out: [{{port: o, bytes: 1}}]}}, x: inputs.long}}}}\n  \
+             last: {{function: f, in: {{spec: {{out: [{{port: o, bytes: 7}}]}}, x: steps.quick.o}}}}\n\
+             outputs:\n  result: {{from: steps.last.o}}\n"
+        );
+        let inputs = vec![("long".into(), Given::File(cluster.scene.path("long")))];
+        let spec = RunSpec { inputs, ..spec(&cluster, &body, &on(&[2, 1, 1])) };
+        let handle = cluster.submit(spec).expect("submitted");
+        let result =
+            handle.wait(Some(PATIENCE)).unwrap_or_else(|| panic!("it hangs: {:#?}", handle.watch().view()));
+        assert!(result.is_ok(), "{result:?}");
+    }
 }
 
 #[test]

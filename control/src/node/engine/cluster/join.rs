@@ -9,8 +9,8 @@
 //!   all have joined: begins, publishes its inputs
 //!             ──Begin──▶                  begins when the inputs that it reads are here
 //! ```
-//! Nothing starts anywhere unless every node can do its part. What a node is told by one that has begun, it keeps
-//! until it begins itself.
+//! Nothing starts anywhere unless every node can do its part. What a node is told by one that has begun, words and
+//! objects, it keeps until it begins itself.
 
 use super::super::Engine;
 use super::Shared;
@@ -25,6 +25,7 @@ use crossbeam::channel::Sender;
 use dflow_core::graph::{StartPolicy, StepKind};
 use dflow_core::placement::{HOME, Known, Load, NodeFacts, NodeIndex, Placement, Wish, loads, place};
 use dflow_core::scheduler::Word;
+use dflow_dataplane::transfer::Moved;
 use dflow_dataplane::transport::NodeId;
 use dflow_proto::ids::ObjectKey;
 use dflow_proto::{RunId, Tick};
@@ -34,8 +35,10 @@ use std::sync::Arc;
 
 /// A node must have answered by then. Milliseconds.
 const JOIN_MS_MAX: u64 = 10_000;
-/// Words that are kept for a run that has not begun here.
-const EARLY_WORDS_MAX: usize = 1 << 20;
+/// Words and news of objects that are kept for a run that has not begun here,
+const EARLY_MAX: usize = 1 << 20;
+/// and bytes of objects with them.
+const EARLY_BYTES_MAX: usize = 64 << 20;
 /// Runs of others that may wait to begin here.
 const INVITED_MAX: usize = 4096;
 
@@ -72,11 +75,18 @@ struct Spreading {
 pub(super) struct Invited {
     pub(super) workflow: Arc<Workflow>,
     join: Join,
-    /// What was said by those who have begun.
-    words: Vec<(NodeIndex, Word)>,
+    /// What came from those who have begun.
+    early: Vec<Early>,
+    early_bytes: usize,
     /// Inputs that must come first, once that is known.
     awaited: Option<BTreeSet<u16>>,
     came: BTreeSet<u16>,
+}
+
+/// Something for a run that has not begun.
+enum Early {
+    Word(NodeIndex, Word),
+    Moved(Moved),
 }
 
 impl Joining {
@@ -117,12 +127,25 @@ impl Invited {
         self.home() == node
     }
 
-    /// Keeps words for the beginning; false if there are too many.
-    pub(super) fn keep(&mut self, from: NodeId, words: Vec<Word>) -> bool {
+    /// Keeps words for the beginning; false if there is too much.
+    pub(super) fn keep_words(&mut self, from: NodeId, words: Vec<Word>) -> bool {
         if let Some(index) = self.join.nodes.iter().position(|node| *node == from) {
-            self.words.extend(words.into_iter().map(|word| (index as NodeIndex, word)));
+            self.early.extend(words.into_iter().map(|word| Early::Word(index as NodeIndex, word)));
         }
-        self.words.len() <= EARLY_WORDS_MAX
+        self.has_room()
+    }
+
+    /// Keeps news of an object for the beginning: who reads it here is not known before. False if there is too much.
+    pub(super) fn keep_moved(&mut self, moved: Moved) -> bool {
+        if let Moved::Inline { bytes, .. } = &moved {
+            self.early_bytes += bytes.len();
+        }
+        self.early.push(Early::Moved(moved));
+        self.has_room()
+    }
+
+    fn has_room(&self) -> bool {
+        self.early.len() <= EARLY_MAX && self.early_bytes <= EARLY_BYTES_MAX
     }
 }
 
@@ -259,8 +282,8 @@ impl Engine {
             Err(why) => Message::Refused { run, why },
             Ok(None) => Message::Unread { run },
             Ok(Some(workflow)) => {
-                let (awaited, came, words) = Default::default();
-                let invited = Invited { workflow: workflow.clone(), join, words, awaited, came };
+                let (awaited, came, early, early_bytes) = Default::default();
+                let invited = Invited { workflow: workflow.clone(), join, early, early_bytes, awaited, came };
                 if let Some(cluster) = &mut self.cluster {
                     cluster.library.find_or(workflow.digest, workflow);
                     cluster.invited.insert(run, invited);
@@ -430,12 +453,17 @@ impl Engine {
         if !cluster.invited.get(&run).is_some_and(complete) {
             return;
         }
-        let Some(Invited { workflow, join, words, .. }) = cluster.invited.remove(&run) else { return };
+        let Some(Invited { workflow, join, early, .. }) = cluster.invited.remove(&run) else { return };
         let shared = Shared::new(join.nodes, join.me, Arc::new(join.placement), now);
         self.take_part(run, workflow, join.start, shared, join.load);
         // The scheduler must know the run before it is asked what is read of it.
         self.settle();
-        words.into_iter().for_each(|(from, word)| self.hear(run, from, word));
+        for early in early {
+            match early {
+                Early::Word(from, word) => self.hear(run, from, word),
+                Early::Moved(moved) => self.moved(moved),
+            }
+        }
     }
 }
 

@@ -358,10 +358,36 @@ impl Engine {
     }
 
     fn net_event(&mut self, event: NetEvent) {
-        let moved = match event {
-            NetEvent::Lost { node, why } => return self.node_lost(node, &why),
-            NetEvent::Moved(moved) => moved,
+        match event {
+            NetEvent::Lost { node, why } => self.node_lost(node, &why),
+            NetEvent::Moved(moved) => match self.invited_for(&moved) {
+                None => self.moved(moved),
+                Some((run, invited)) => {
+                    if !invited.keep_moved(moved) {
+                        self.run_broken(run, "it was given too much before it could begin".into());
+                    }
+                }
+            },
+        }
+    }
+
+    /// The run for which something came that it must begin to know of; its own inputs come before.
+    fn invited_for(&mut self, moved: &Moved) -> Option<(RunId, &mut join::Invited)> {
+        let (Moved::Reserve { key, .. }
+        | Moved::Inline { key, .. }
+        | Moved::Advanced { key, .. }
+        | Moved::Arrived { key, .. }
+        | Moved::Void { key, .. }
+        | Moved::Failed { key, .. }) = moved
+        else {
+            return None;
         };
+        let invited = &mut self.cluster.as_mut()?.invited;
+        let of = (key.invocation.step != ObjectKey::INPUT_STEP).then_some(key.run)?;
+        Some((of, invited.get_mut(&of)?))
+    }
+
+    fn moved(&mut self, moved: Moved) {
         match moved {
             Moved::Up { node, .. } => {
                 let hello = Message::Hello(self.facts());

@@ -75,7 +75,7 @@ impl Engine {
 
     pub(super) fn hear_words(&mut self, from: NodeId, run: RunId, words: Vec<Word>) {
         if let Some(invited) = self.cluster.as_mut().and_then(|cluster| cluster.invited.get_mut(&run)) {
-            if !invited.keep(from, words) {
+            if !invited.keep_words(from, words) {
                 self.run_broken(run, "it was told too much before it could begin".into());
             }
             return;
