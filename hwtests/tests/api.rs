@@ -449,6 +449,32 @@ fn three_nodes_give_the_result_of_one() {
     scene.assert_nothing_left();
 }
 
+#[test]
+fn idle_processes_are_kept_up_to_a_limit() {
+    let scene = Scene::new();
+    let node = Daemon::start(&scene, "ada", &["--cpus", "8", "--idle-max", "3"]);
+    let file = flow(&scene, "fan", FAN);
+    // The second run is served by what the first one left, and by new ones.
+    for _ in 0..2 {
+        cli(&scene, &node, &["submit", &file, "--watch"]).expect(0, &[]);
+        let begun = Instant::now();
+        loop {
+            let pools = parsed(&node.get("/v1/pools").body);
+            let sum = |key: &str| {
+                let pools = pools.as_array().expect("a list").iter();
+                pools.map(|p| p[key].as_u64().expect("a number")).sum::<u64>()
+            };
+            if (sum("workers"), sum("idle")) == (3, 3) {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "more or fewer are kept: {pools}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    node.stop();
+    scene.assert_nothing_left();
+}
+
 /// Held by tests that start clusters to try out: two that look for free ports at the same moment find the same, and each removes what
 /// dead ones left.
 static TRIES: Mutex<()> = Mutex::new(());

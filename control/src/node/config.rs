@@ -52,8 +52,9 @@ const ENGINE_SPIN_US: u32 = 100;
 
 /// Invocations that may exist at one time, for each core: those that wait for data have started already.
 const SLOTS_A_CORE: u32 = 4;
-/// Idle processes that are kept for each core: of several functions, as many as start at one time.
-const IDLE_A_CORE: u32 = 8;
+/// Idle processes that are kept for each core. Of a few workflows with a dozen functions each, as many as start at
+/// one time: a busy node that keeps fewer forks for every other invocation. One has 1 to 10 MiB of its own.
+const IDLE_A_CORE: u32 = 32;
 
 impl Default for NodeConfig {
     fn default() -> Self {

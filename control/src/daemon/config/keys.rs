@@ -148,7 +148,7 @@ pub const KEYS: [Key; 33] = [
     Key {
         name: "idle_max",
         value: "N",
-        help: "Idle function processes that are kept",
+        help: "Idle function processes that are kept; a small one has 1 to 10 MiB of its own",
         set: |s, v| put(&mut s.node.idle_max, number(v)),
         show: |s| s.node.idle_max.to_string(),
     },

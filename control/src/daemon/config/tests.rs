@@ -36,7 +36,7 @@ fn a_later_layer_wins_and_says_so() {
 fn slots_and_idle_processes_follow_the_cores_unless_given() {
     let node = |file: &str| load(file, &[]).expect("a good file").settings.node;
     let follows = node("name = \"one\"\ncpus = 1000\n");
-    assert_eq!((follows.slots, follows.idle_max), (4004, 8000));
+    assert_eq!((follows.slots, follows.idle_max), (4004, 32000));
     let given = node("idle_max = 3\nslots = 7\nname = \"one\"\ncpus = 1000\n");
     assert_eq!((given.slots, given.idle_max), (7, 3));
 }

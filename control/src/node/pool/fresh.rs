@@ -166,7 +166,7 @@ impl Pools {
             Some(worker) => {
                 let known =
                     |e: &PoolEvent| matches!(e, PoolEvent::Exited { worker: gone, .. } if *gone == worker);
-                if self.workers.contains_key(&worker) && !self.events.iter().any(known) {
+                if self.workers.get(worker).is_some() && !self.events.iter().any(known) {
                     self.events.push_back(PoolEvent::Exited { worker, exit: Exit::Signal(9) });
                 }
             }
@@ -213,7 +213,7 @@ impl Pools {
     /// Whether somebody of the pool is at work, or will be.
     pub(super) fn is_busy(&self, id: PoolId) -> bool {
         let busy = |w: &&Worker| w.pool == id && matches!(w.state, State::Busy(_));
-        self.workers.values().any(|w| busy(&w)) || !self.pools[id.0 as usize].queue.is_empty()
+        self.workers.astir().any(|(_, w)| busy(&w)) || !self.pools[id.0 as usize].queue.is_empty()
     }
 }
 

@@ -12,6 +12,7 @@
 //!
 //! A job that finds no idle worker waits in its pool's queue; the pool forks for the queue.
 
+mod crew;
 mod fresh;
 mod launch;
 mod serve;
@@ -25,13 +26,14 @@ use super::logs::Logs;
 use super::sweep::sweep;
 use super::view::PoolView;
 use crate::workflow::FunctionSpec;
+use crew::Crew;
 use dflow_dataplane::Arena;
 use dflow_proto::zygote::{Exit, ToZygote};
 use dflow_proto::{InvocationId, RunId, SegmentId, Tick, WorkerId};
 use dflow_shm::link::NodePageWriter;
 use fresh::{Runtimes, await_all};
 use launch::Zygote;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +42,8 @@ use std::time::{Duration, Instant};
 
 /// How long a broken pool answers with its error before it is tried anew.
 const BROKEN_MS: u64 = 1000;
+/// How often idle workers are looked at.
+const IDLE_EVERY_MS: u64 = 50;
 /// How long a worker that was told to retire may take.
 const RETIRE_MS: u64 = 2000;
 /// How long zygotes may take to end their workers at shutdown.
@@ -89,12 +93,14 @@ enum ZygoteState {
 /// All pools of a node.
 pub(crate) struct Pools {
     pools: Vec<Pool>,
-    workers: BTreeMap<WorkerId, Worker>,
+    workers: Crew,
     /// In place of the pools' fork servers, where each worker is to have a runtime of its own.
     runtimes: Runtimes,
     events: VecDeque<PoolEvent>,
     next_worker: u64,
     now: Tick,
+    /// When idle workers are looked at next.
+    idle_due: Tick,
     config: NodeConfig,
     /// Tells this node from others of the same process.
     node: u32,
@@ -125,11 +131,12 @@ impl Pools {
         })?;
         Ok(Pools {
             pools: Vec::new(),
-            workers: BTreeMap::new(),
+            workers: Crew::default(),
             runtimes: Runtimes::default(),
             events: VecDeque::new(),
             next_worker: 1,
             now: Tick(0),
+            idle_due: Tick(0),
             config: config.clone(),
             node: NODES.fetch_add(1, Ordering::Relaxed),
             arena: arena.clone(),
@@ -200,7 +207,7 @@ impl Pools {
             if let ZygoteState::Serving(zygote) = std::mem::replace(&mut pool.zygote, ZygoteState::None) {
                 ending.push(zygote.hang_up());
             }
-            let workers = self.workers.iter().filter(|(_, w)| w.pool == id).map(|(id, _)| *id);
+            let workers = self.workers.iter().filter(|(_, w)| w.pool == id).map(|(id, _)| id);
             let exited = |worker| PoolEvent::Exited { worker, exit: Exit::Signal(9) };
             self.events.extend(workers.map(exited));
         }
@@ -271,7 +278,7 @@ impl Pools {
     /// Gives a worker that is being made its first job, if one waits: the command is in its ring
     /// before it looks, so a cold start has no further round trip.
     fn engage(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get(&id) else { return };
+        let Some(worker) = self.workers.get(id) else { return };
         let pool = &mut self.pools[worker.pool.0 as usize];
         if let Some(job) = pool.queue.pop_front() {
             pool.coming -= 1;
@@ -281,28 +288,28 @@ impl Pools {
     }
 
     fn occupy(&mut self, worker: WorkerId, job: Job) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.state = State::Busy(job);
+        self.workers.set(worker, State::Busy(job));
+        if let Some(worker) = self.workers.get_mut(worker) {
             worker.uses += 1;
         }
     }
 
     /// The worker has nothing to do: the next job in its queue, or idle.
     fn free(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get_mut(id) else { return };
         let pool = &mut self.pools[worker.pool.0 as usize];
         if let Some(job) = pool.queue.pop_front() {
             self.occupy(id, job);
             self.events.push_back(PoolEvent::Ready { worker: id, job });
         } else {
-            worker.state = State::Idle { since: self.now };
             pool.idle.push(id);
+            self.workers.set(id, State::Idle { since: self.now });
         }
     }
 
     /// The worker has said that it is up.
     pub(crate) fn ready(&mut self, id: WorkerId, pid: u32) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get_mut(id) else { return };
         if worker.pid == 0 {
             // The zygote's own word is still on its way.
             worker.pid = pid;
@@ -317,7 +324,7 @@ impl Pools {
 
     /// The worker's job is done; it may have the next one unless it is used up or tainted.
     pub(crate) fn done(&mut self, id: WorkerId, tainted: bool) {
-        let Some(worker) = self.workers.get(&id) else { return };
+        let Some(worker) = self.workers.get(id) else { return };
         let uses_max = self.pools[worker.pool.0 as usize].spec.pool.max_uses;
         if tainted {
             self.kill(id);
@@ -331,7 +338,7 @@ impl Pools {
     /// Ends the worker's process group at once. [`PoolEvent::Exited`] follows.
     pub(crate) fn kill(&mut self, id: WorkerId) {
         self.let_go(id);
-        let Some(worker) = self.workers.get(&id) else { return };
+        let Some(worker) = self.workers.get(id) else { return };
         let of_pool = match &self.pools[worker.pool.0 as usize].zygote {
             ZygoteState::Serving(zygote) => Some(zygote),
             _ => None,
@@ -346,8 +353,8 @@ impl Pools {
     fn retire(&mut self, id: WorkerId) {
         self.let_go(id);
         let late = self.now.after_ms(RETIRE_MS);
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.state = State::Dying { job: None, kill_at: Some(late) };
+        self.workers.set(id, State::Dying { job: None, kill_at: Some(late) });
+        let Some(worker) = self.workers.get_mut(id) else { return };
         if worker.link.send(&dflow_proto::link::Command::Retire).is_err() {
             self.kill(id);
         }
@@ -355,28 +362,24 @@ impl Pools {
 
     /// Counts the worker out of its pool; its process goes on until [`Pools::bury`].
     fn let_go(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get(id) else { return };
         let pool = &mut self.pools[worker.pool.0 as usize];
         match worker.state {
             State::Dying { .. } => return,
-            State::Forking => {
-                pool.coming -= 1;
-                worker.state = State::Dying { job: None, kill_at: None };
-            }
-            State::Idle { .. } => {
-                pool.idle.retain(|w| *w != id);
-                worker.state = State::Dying { job: None, kill_at: None };
-            }
-            State::Busy(job) => worker.state = State::Dying { job: Some(job), kill_at: None },
+            State::Forking => pool.coming -= 1,
+            State::Idle { .. } => pool.idle.retain(|w| *w != id),
+            State::Busy(_) => {}
         }
         pool.alive -= 1;
+        let job = worker.job();
+        self.workers.set(id, State::Dying { job, kill_at: None });
     }
 
     /// Takes a worker whose process is gone out of the books. Returns the job it had and the end of
     /// what it printed.
     pub(crate) fn bury(&mut self, id: WorkerId) -> Option<(Option<Job>, String)> {
         self.let_go(id);
-        let worker = self.workers.remove(&id)?;
+        let worker = self.workers.remove(id)?;
         self.logs.flush(id.0);
         let text = worker.tail.text();
         self.logs.remove(id.0);
@@ -406,16 +409,19 @@ impl Pools {
                 self.break_pool(id, format!("function {name} was not loaded within {seconds} s"));
             }
         }
-        let due: Vec<_> = self.workers.iter().filter(|(_, w)| w.kill_due(now)).map(|(id, _)| *id).collect();
+        let due: Vec<_> = self.workers.astir().filter(|(_, w)| w.kill_due(now)).map(|(id, _)| id).collect();
         for id in due {
-            let Some(worker) = self.workers.get_mut(&id) else { continue };
-            worker.state = State::Dying { job: None, kill_at: None };
+            self.workers.set(id, State::Dying { job: None, kill_at: None });
             self.kill(id);
         }
         self.tick_fresh();
-        self.retire_idle(now);
+        if self.idle_due <= now {
+            self.idle_due = now.after_ms(IDLE_EVERY_MS);
+            self.retire_idle(now);
+        }
     }
 
+    /// Ends idle workers that have been kept too long, and those unused for longest beyond what the node keeps.
     fn retire_idle(&mut self, now: Tick) {
         let mut idle: Vec<(Tick, WorkerId)> = Vec::new();
         let mut kept_too_long = Vec::new();
@@ -423,7 +429,9 @@ impl Pools {
             let spare = pool.idle.len().saturating_sub(pool.spec.pool.min_warm as usize);
             // The front of the list is what was used longest ago.
             for worker in pool.idle.iter().take(spare) {
-                let Some(State::Idle { since }) = self.workers.get(worker).map(|w| w.state) else { continue };
+                let Some(State::Idle { since }) = self.workers.get(*worker).map(|w| w.state) else {
+                    continue;
+                };
                 if now.since_us(since) >= pool.spec.pool.keep_warm_ms * 1000 {
                     kept_too_long.push(*worker);
                 } else {
@@ -454,22 +462,22 @@ impl Pools {
     /// Workers to take reports from.
     pub(crate) fn ids(&self, into: &mut Vec<WorkerId>) {
         into.clear();
-        into.extend(self.workers.iter().filter(|(_, w)| !w.link.is_empty()).map(|(id, _)| *id));
+        into.extend(self.workers.astir().filter(|(_, w)| !w.link.is_empty()).map(|(id, _)| id));
     }
 
     /// Whether some worker has reported.
     pub(crate) fn any_report(&self) -> bool {
-        self.workers.values().any(|w| !w.link.is_empty())
+        self.workers.astir().any(|(_, w)| !w.link.is_empty())
     }
 
     /// A worker by name.
     pub(crate) fn worker(&mut self, id: WorkerId) -> Option<&mut Worker> {
-        self.workers.get_mut(&id)
+        self.workers.get_mut(id)
     }
 
     /// Takes a segment's descriptor back from all workers, so that its memory can go.
     pub(crate) fn hide_segment(&mut self, segment: SegmentId) {
-        self.workers.values_mut().for_each(|worker| worker.hide(segment));
+        self.workers.iter_mut().for_each(|worker| worker.hide(segment));
     }
 
     /// Each pool as it is now.

@@ -68,7 +68,7 @@ impl Pools {
     /// were.
     pub(super) fn drop_promised(&mut self, id: PoolId) -> u32 {
         let forking = |w: &&Worker| w.pool == id && w.state == State::Forking;
-        let forking = self.workers.values().filter(forking).count() as u32;
+        let forking = self.workers.astir().map(|(_, w)| w).filter(forking).count() as u32;
         let pool = &mut self.pools[id.0 as usize];
         let promised = pool.coming.saturating_sub(forking);
         pool.alive -= promised;
@@ -123,13 +123,13 @@ impl Pools {
             }
             FromZygote::Forked { worker, pid, us } => {
                 tracing::trace!(?worker, pid, us, "forked");
-                if let Some(worker) = self.workers.get_mut(&worker) {
+                if let Some(worker) = self.workers.get_mut(worker) {
                     worker.pid = pid;
                 }
             }
             FromZygote::ForkFailed { worker, message } => {
                 self.let_go(worker);
-                let job = self.workers.remove(&worker).and_then(|w| w.job());
+                let job = self.workers.remove(worker).and_then(|w| w.job());
                 let name = &self.pools[id.0 as usize].spec.name;
                 let message = format!(
                     "cannot fork a worker of function {name}: {message}; lower the slots or raise the limit of processes"
@@ -164,7 +164,7 @@ impl Pools {
             "the fork server of function {name} died ({why}){}{words}",
             if words.is_empty() { "" } else { ": " }
         );
-        let dead: Vec<_> = self.workers.iter().filter(|(_, w)| w.pool == id).map(|(w, _)| *w).collect();
+        let dead: Vec<_> = self.workers.iter().filter(|(_, w)| w.pool == id).map(|(w, _)| w).collect();
         self.events
             .extend(dead.into_iter().map(|worker| PoolEvent::Exited { worker, exit: Exit::Signal(9) }));
         if give_up {
