@@ -8,7 +8,7 @@ use super::results::{Results, Row};
 use super::stats::{Quantiles, Random};
 use super::{BenchError, Contender, Load, Plan, Subject, System, Way};
 use crate::history::{Facts, Printed, RunRecord, graph_facts, input_facts};
-use crate::node::{Baseline, Crossing, Journal, Node, NodeConfig, Overlaps, RunView, Traffic};
+use crate::node::{Baseline, Crossing, Journal, Node, NodeConfig, Overlaps, Processes, RunView, Traffic};
 use crate::trace::Timeline;
 use dflow_core::graph::StartPolicy;
 use std::collections::BTreeMap;
@@ -173,8 +173,9 @@ fn enter(
                 name: contender.name.clone(),
                 remote: remote.at,
                 lab: remote.lab.clone(),
-                // KNIX forks too: its sandbox has loaded the functions.
-                fresh_runtimes: system != System::Knix,
+                // A function worker of KNIX has loaded its function, and forks for every message
+                // (`_fork_and_handle_message` of its FunctionWorker.py).
+                processes: if system == System::Knix { Processes::OneEach } else { Processes::Runtimes },
                 crossing: if between { Crossing::BetweenWorkers } else { Crossing::Every },
                 workers: places.clone(),
                 traffic: Traffic::default(),
@@ -236,12 +237,8 @@ fn driver<'a>(plan: &'a Plan, contestant: &'a Contestant, traced: u32) -> Driver
 fn warm_up(plan: &Plan, contestant: &mut Contestant, say: &mut dyn FnMut(&str)) {
     // As many on each node.
     let runs = plan.warmups * (plan.subjects.len() * contestant.nodes.all.len()) as u32;
-    let load = match plan.load {
-        // As many processes as the load will want.
-        Load::Closed { clients } => Load::Closed { clients },
-        Load::Open { .. } => Load::Closed { clients: 1 },
-    };
-    let block = driver(plan, contestant, 0).block(load, 0, runs, &mut Random::new(0));
+    // By the load itself, so that there are as many processes as it will want.
+    let block = driver(plan, contestant, 0).block(plan.load, 0, runs, &mut Random::new(0));
     contestant.moved = contestant.baseline.as_ref().map_or((0, 0, 0), |b| b.traffic.totals());
     contestant.crossed = contestant.nodes.moved_bytes();
     contestant.in_a_row = block.in_a_row;

@@ -59,6 +59,16 @@ pub enum Crossing {
     BetweenWorkers,
 }
 
+/// Where an imitated system's function processes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processes {
+    /// Each is made by a process that loads the function for it alone, and is kept: without fork servers, a cold
+    /// start is the start of a runtime.
+    Runtimes,
+    /// Each is forked from a process that has loaded the function, for one invocation.
+    OneEach,
+}
+
 /// Another system, imitated: control flow, and a remote store for objects.
 ///
 /// A node with a baseline starts invocations when their inputs are complete, warms nothing ahead, sends
@@ -72,9 +82,8 @@ pub struct Baseline {
     pub remote: SocketAddr,
     /// The network in whose first namespace the node's end of the link is; `None`: the caller's own.
     pub lab: Option<Arc<Lab>>,
-    /// Each worker is made by a process that loads the function for it alone: without fork servers, a cold
-    /// start is the start of a runtime.
-    pub fresh_runtimes: bool,
+    /// Where its function processes come from.
+    pub processes: Processes,
     /// What goes there.
     pub crossing: Crossing,
     /// The virtual worker of each step, by the workflow's name; steps of others are on one worker.

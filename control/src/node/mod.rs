@@ -25,7 +25,7 @@ mod sweep;
 mod view;
 mod watchdog;
 
-pub use baseline::{Baseline, Crossing, Overlaps, Traffic};
+pub use baseline::{Baseline, Crossing, Overlaps, Processes, Traffic};
 pub use cluster::{ClusterConfig, ClusterError, LINK_BYTES_PER_S, NODE_MAX, NetThread, PeerConfig, Spread};
 pub use config::{Libexec, NodeConfig};
 pub use error::{RunFailure, StartError, SubmitError};

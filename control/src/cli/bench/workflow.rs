@@ -22,7 +22,7 @@ Baselines, all of them control flow without warming ahead:
   cflow           a central trigger, all data through a remote store
   faasflow        triggers and data stay on a virtual worker, a remote store between workers
   faasflow-redis  the same, with redis-server as the remote store
-  knix            all on one virtual worker, triggers and data through its message bus
+  knix            all on one virtual worker, triggers and data through its message bus, a fork for each invocation
 Remote stores are processes behind a veth link of --link bytes a second (root; else loopback, and it says
 so). What is imitated and what is not: docs/evaluation.md.
 
@@ -68,7 +68,7 @@ pub(super) struct WorkflowArgs {
     #[arg(short = 'n', long, value_name = "RUNS", default_value_t = 1000,
           value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     runs: u32,
-    /// Runs of each workflow before anything is measured, submitted to each node
+    /// Runs of each workflow and node before anything is measured, under the same load
     #[arg(long, value_name = "RUNS", default_value_t = 2)]
     warmups: u32,
     /// Each run finds no function process and no loaded code

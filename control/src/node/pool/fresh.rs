@@ -8,6 +8,7 @@
 
 use super::launch::{self, Zygote};
 use super::{BROKEN_MS, PoolEvent, PoolId, Pools, State, Worker, ZygoteState};
+use crate::node::baseline::Processes;
 use dflow_proto::zygote::{Exit, FromZygote};
 use dflow_proto::{Tick, WorkerId};
 use rustix::event::epoll;
@@ -68,7 +69,7 @@ impl Runtimes {
 impl Pools {
     /// Whether each worker has a runtime of its own.
     pub(super) fn has_fresh_runtimes(&self) -> bool {
-        self.config.baseline.as_ref().is_some_and(|baseline| baseline.fresh_runtimes)
+        self.config.baseline.as_ref().is_some_and(|b| b.processes == Processes::Runtimes)
     }
 
     /// Starts runtimes, each for one worker.

@@ -20,6 +20,7 @@ mod worker;
 
 pub(crate) use worker::{State, Worker};
 
+use super::baseline::Processes;
 use super::config::NodeConfig;
 use super::error::StartError;
 use super::logs::Logs;
@@ -325,7 +326,8 @@ impl Pools {
     /// The worker's job is done; it may have the next one unless it is used up or tainted.
     pub(crate) fn done(&mut self, id: WorkerId, tainted: bool) {
         let Some(worker) = self.workers.get(id) else { return };
-        let uses_max = self.pools[worker.pool.0 as usize].spec.pool.max_uses;
+        let one_each = self.config.baseline.as_ref().is_some_and(|b| b.processes == Processes::OneEach);
+        let uses_max = if one_each { 1 } else { self.pools[worker.pool.0 as usize].spec.pool.max_uses };
         if tainted {
             self.kill(id);
         } else if uses_max > 0 && worker.uses >= uses_max {
