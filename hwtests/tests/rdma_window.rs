@@ -196,10 +196,9 @@ fn each_way_is_measured() {
     assert_eq!(rows.iter().map(|row| &row["mode"]).collect::<Vec<_>>(), ["read", "write", "send"]);
     for row in rows {
         assert_eq!((&row["one_way_ns"]["samples"], &row["data"]), (&5.into(), &"ok".into()), "{row}");
-        assert!(
-            row["gb_per_s_median"].as_f64() > Some(0.0) && row["cpu_s_per_gb"].as_f64() > Some(0.0),
-            "{row}"
-        );
+        assert!(row["gb_per_s_median"].as_f64() > Some(0.0), "{row}");
+        // Processor time is counted in ticks, of which a READ that the card does may see none.
+        assert!(row["cpu_s_per_gb"].as_f64() >= Some(0.0), "{row}");
     }
     assert!(figures["window"]["open_ns"]["p50"].as_f64() > Some(0.0), "{figures}");
     let mut server = server;
