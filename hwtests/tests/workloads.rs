@@ -85,14 +85,17 @@ fn same_on_several(loads: &[Load]) {
 }
 
 #[test]
-fn scientific_workflows_over_two_and_three_nodes() {
-    let loads = ["cycles", "epigenomics", "genome", "soykb"].map(|name| {
-        let load = load(&format!("{name}/{name}-inner.yaml"), Vec::new());
+fn traces_over_two_and_three_nodes() {
+    let scientific = ["cycles", "epigenomics", "genome", "soykb"].map(|name| (name, "inner", 40));
+    let real = ["video", "recognizer", "fileprocessing", "wordcount"].map(|name| (name, "trace", 3));
+    let loads = [scientific, real].concat().into_iter().map(|(name, form, more_than)| {
+        let load = load(&format!("{name}/{name}-{form}.yaml"), Vec::new());
         let workflow = Arc::into_inner(load.workflow).expect("nobody else has it");
         let (workflow, steps) = bench::scale(workflow, 0.01, 0.01);
-        assert!(steps > 40, "{name}: {steps} steps");
+        assert!(steps > more_than, "{name}: {steps} steps");
         Load { workflow: Arc::new(workflow), inputs: Vec::new() }
     });
+    let loads: Vec<_> = loads.collect();
     same_on_several(&loads);
 }
 
