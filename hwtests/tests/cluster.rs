@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, missing_docs)]
 
 use dflow_control::node::{
-    Given, NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec, Spread, SubmitError,
+    Given, Node, NodeConfig, OutputValue, RunFailure, RunHandle, RunSpec, Spread, SubmitError,
 };
 use dflow_control::workflow;
 use dflow_core::placement::Place;
@@ -207,6 +207,33 @@ fn a_run_goes_where_there_is_room() {
     let at_bob = cluster.nodes[1].submit(spec(&cluster, body, &[])).expect("submitted");
     assert_eq!(host(&at_bob), None, "where it was submitted");
     at_bob.wait(Some(PATIENCE)).expect("it ends").unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn peers_know_what_a_node_has_still_to_do() {
+    let Some(cluster) = start(2, |_, _| {}) else { return };
+    let body = format!(
+        "functions:\n{}steps:\n  sleeps: {{function: sleeps, estimate: 60s}}\n",
+        function("sleeps", "x: json"),
+    );
+    // As each node assumes it of both.
+    let until = |holds: fn(u64) -> bool| {
+        let begun = Instant::now();
+        let at_bob = |node: &Node| {
+            let peers = node.peers().expect("lives");
+            assert!(peers.iter().all(|peer| peer.name == "bob" || peer.work_us == 0), "{peers:?}");
+            peers.iter().any(|peer| peer.name == "bob" && holds(peer.work_us))
+        };
+        while !cluster.nodes.iter().all(at_bob) {
+            assert!(begun.elapsed() < PATIENCE, "they do not come to know it");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let handle = submit(&cluster, &body, &on(&[1])).expect("submitted");
+    until(|work_us| 0 < work_us && work_us <= 60_000_000);
+    handle.cancel("enough");
+    assert!(handle.wait(Some(PATIENCE)).expect("it ends").is_err());
+    until(|work_us| work_us == 0);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How a run ended.
@@ -46,7 +46,7 @@ struct LinkLabel {
     peer: String,
 }
 
-/// Another node.
+/// A node.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PeerLabel {
     peer: String,
@@ -78,6 +78,7 @@ pub struct Metrics {
     loads: Gauge,
     invocations: Family<KindLabel, Gauge>,
     workers: Family<PoolLabel, Gauge>,
+    work_seconds: Family<PeerLabel, Gauge<f64, AtomicU64>>,
     link_bytes: Family<LinkLabel, Gauge>,
     heard: Family<KindLabel, Gauge>,
     transfer_seconds: Family<PeerLabel, Histogram>,
@@ -118,6 +119,7 @@ impl Metrics {
             loads: Gauge::default(),
             invocations: Family::default(),
             workers: Family::default(),
+            work_seconds: Family::default(),
             link_bytes: Family::default(),
             heard: Family::default(),
             transfer_seconds: Family::new_with_constructor(seconds),
@@ -146,6 +148,12 @@ impl Metrics {
         r.register("store_loads", "Objects ever brought back", self.loads.clone());
         r.register("invocations", "Invocations now, and what bounds them", self.invocations.clone());
         r.register("workers", "Function processes", self.workers.clone());
+        r.register_with_unit(
+            "work",
+            "What runs have still to do on a node by what they cost before, of one core; what placement begins with",
+            Unit::Seconds,
+            self.work_seconds.clone(),
+        );
         let links = self.link_bytes.clone();
         r.register_with_unit("link_read", "Read from a peer since it connected", Unit::Bytes, links);
         r.register("messages_heard", "Messages of other nodes' engines", self.heard.clone());
@@ -241,6 +249,11 @@ impl Metrics {
                 let label = PoolLabel { function: pool.function.clone(), runtime: pool.runtime, state };
                 self.workers.get_or_create(&label).inc_by(i64::from(value));
             }
+        }
+        self.work_seconds.clear();
+        for peer in peers.iter().filter(|peer| peer.up) {
+            let label = PeerLabel { peer: peer.name.clone() };
+            self.work_seconds.get_or_create(&label).set(peer.work_us as f64 / 1e6);
         }
         self.link_bytes.clear();
         for (peer, link) in peers.iter().filter_map(|peer| Some((peer, peer.link.as_ref()?))) {

@@ -112,6 +112,8 @@ pub struct PeerView {
     pub slots: u32,
     /// Memory of its store.
     pub store_bytes: u64,
+    /// What runs have still to do there by what they cost before, as this node places by it: microseconds of one core.
+    pub work_us: u64,
     /// What carries data between it and this one, while it is connected; `None` for this one.
     pub link: Option<LinkView>,
 }

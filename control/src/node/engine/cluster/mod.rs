@@ -243,7 +243,7 @@ impl Cluster {
     }
 
     /// Every node that is known, this one first.
-    pub(super) fn view(&self, own: &Facts) -> Vec<PeerView> {
+    pub(super) fn view(&self, own: &Facts, now: Tick) -> Vec<PeerView> {
         let view = |node: NodeId, name: &str, up, facts: &Facts| PeerView {
             node: node.0,
             name: name.into(),
@@ -251,6 +251,7 @@ impl Cluster {
             cpu_milli: facts.cpu_milli,
             slots: facts.slots,
             store_bytes: facts.store_bytes,
+            work_us: self.load_of(node, facts.cpu_milli, now).work_us,
             link: None,
         };
         let others = self.peers.iter().map(|(node, peer)| {
@@ -295,10 +296,10 @@ impl Engine {
 
     /// Tells of all nodes of the cluster. The links are the courier's to look at, so it answers.
     pub(super) fn tell_peers(&mut self, reply: Sender<Vec<PeerView>>) {
-        let facts = self.facts();
+        let (facts, now) = (self.facts(), self.now());
         match &mut self.cluster {
             Some(cluster) => {
-                let views = cluster.view(&facts);
+                let views = cluster.view(&facts, now);
                 cluster.net.command(Command::Links { views, reply });
                 cluster.net.ring();
             }
