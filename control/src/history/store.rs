@@ -12,10 +12,12 @@ use redb::{
     ReadableTableMetadata, StorageError, TableDefinition, TableError,
 };
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 /// Runs that are kept by default.
@@ -313,7 +315,11 @@ impl History {
     /// The database answers damage of some kinds by a panic. Nothing of it outlives the call, so that
     /// what a panic leaves behind is only the file, and that is as damaged as before.
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T, HistoryError>) -> Result<T, HistoryError> {
-        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        say_nothing_of_guarded_panics();
+        GUARDED.set(true);
+        let done = catch_unwind(AssertUnwindSafe(work));
+        GUARDED.set(false);
+        done.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
             let what = text.unwrap_or("the database gave up").to_owned();
@@ -408,6 +414,24 @@ impl Reading {
         let looked = transaction.map_err(redb::Error::from).and_then(|transaction| look(&transaction));
         looked.map_err(|error| history.storage(error))
     }
+}
+
+thread_local! {
+    /// A panic of this thread becomes an error.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What becomes an error is told as one, not by a backtrace before it.
+fn say_nothing_of_guarded_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                usual(info);
+            }
+        }));
+    });
 }
 
 fn builder() -> Builder {
